@@ -1,0 +1,231 @@
+import os from 'node:os';
+import path from 'node:path';
+import { z } from 'zod';
+import { ServiceError } from './errors';
+
+/** One setting: environment variable, command-line flag (derived), default and one line of help. */
+interface Setting<Schema extends z.ZodType> {
+  env: string;
+  schema: Schema;
+  help: string;
+}
+
+function setting<Schema extends z.ZodType>(env: string, schema: Schema, help: string): Setting<Schema> {
+  return { env, schema, help };
+}
+
+const integer = (min: number, max: number) =>
+  z.coerce
+    .number('must be a number')
+    .int('must be a whole number')
+    .min(min, `must be at least ${min}`)
+    .max(max, `must be at most ${max}`);
+
+const HOST = /^[A-Za-z0-9.:_-]+$/;
+const API_KEY = /^e2b_[0-9a-f]+$/;
+const DOMAIN = /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?$/;
+
+/**
+ * Every setting of the service, in the order the README shows them. The name of a flag is the variable's without
+ * `CELLBOX_`, lower-case with dashes: `CELLBOX_DATA_DIR` is `--data-dir`.
+ */
+export const SETTINGS = {
+  host: setting(
+    'CELLBOX_HOST',
+    z.string().regex(HOST, 'must be an address or host name').default('127.0.0.1'),
+    'Address to listen on',
+  ),
+  port: setting('CELLBOX_PORT', integer(0, 65535).default(3210), 'Port to listen on; 0 takes a free one'),
+  runtime: setting(
+    'CELLBOX_RUNTIME',
+    z.enum(['auto', 'docker', 'local'], 'must be auto, docker or local').default('auto'),
+    'Where sandboxes run',
+  ),
+  apiKey: setting(
+    'CELLBOX_API_KEY',
+    z.string().regex(API_KEY, 'must be e2b_ followed by lower-case hex digits').optional(),
+    'API key; made once and kept in the data directory when absent',
+  ),
+  dataDir: setting(
+    'CELLBOX_DATA_DIR',
+    z
+      .string()
+      .min(1)
+      .transform((dir) => path.resolve(dir))
+      .default(path.join(os.homedir(), '.cellbox')),
+    'Where state is kept (store, keys, workspaces, tunnels)',
+  ),
+  pythonDir: setting(
+    'CELLBOX_PYTHON_DIR',
+    z
+      .string()
+      .min(1)
+      .transform((dir) => path.resolve(dir))
+      .optional(),
+    'Where the local runtime keeps its Python environment; default the data directory',
+  ),
+  image: setting(
+    'CELLBOX_IMAGE',
+    z.string().min(1).optional(),
+    'Kernel image to use instead of building one',
+  ),
+  imageFlavor: setting(
+    'CELLBOX_IMAGE_FLAVOR',
+    z.enum(['slim', 'full'], 'must be slim or full').default('slim'),
+    'Which image to build: slim, or full (adds R, Java and more packages)',
+  ),
+  baseImage: setting(
+    'CELLBOX_BASE_IMAGE',
+    z.string().min(1).default('debian:trixie-slim'),
+    'Base image of the kernel image',
+  ),
+  extraCa: setting(
+    'CELLBOX_EXTRA_CA',
+    z.string().min(1).optional(),
+    'PEM file of extra certificate authorities for image builds and sandboxes; default NODE_EXTRA_CA_CERTS',
+  ),
+  buildNetwork: setting(
+    'CELLBOX_BUILD_NETWORK',
+    z.string().min(1).default('host'),
+    'Engine network for image builds',
+  ),
+  domain: setting(
+    'CELLBOX_DOMAIN',
+    z.string().regex(DOMAIN, 'must be a host name, with a port where it is not 443').optional(),
+    'Domain of sandbox host names `<port>-<id>.<domain>`; default localhost:<port>',
+  ),
+  onStop: setting(
+    'CELLBOX_ON_STOP',
+    z.enum(['keep', 'kill'], 'must be keep or kill').optional(),
+    'What becomes of sandboxes at shutdown; default: SIGTERM keeps, Ctrl-C on a terminal kills',
+  ),
+  logLevel: setting(
+    'CELLBOX_LOG_LEVEL',
+    z.enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']).default('info'),
+    'Log level',
+  ),
+  exposeLocal: setting(
+    'CELLBOX_LOCAL_ALLOW_REMOTE',
+    z.enum(['yes', 'no'], 'must be yes or no').default('no'),
+    'Lets the local runtime listen on another address than loopback; code runs on this host',
+  ),
+  bubblewrap: setting(
+    'CELLBOX_BUBBLEWRAP',
+    z.enum(['auto', 'off', 'require'], 'must be auto, off or require').default('auto'),
+    'Namespaces for local sandboxes',
+  ),
+  maxSandboxes: setting(
+    'CELLBOX_MAX_SANDBOXES',
+    integer(1, 100_000).default(50),
+    'Live sandboxes at a time; one more is refused with 429',
+  ),
+  maxTimeoutSeconds: setting(
+    'CELLBOX_MAX_TIMEOUT_SECONDS',
+    integer(1, 31_536_000).default(86_400),
+    'Longest time-out of a sandbox, in seconds',
+  ),
+  cpuCount: setting('CELLBOX_CPU_COUNT', integer(1, 256).default(2), 'CPUs of a sandbox'),
+  memoryMB: setting('CELLBOX_MEMORY_MB', integer(128, 1_048_576).default(2048), 'Memory of a sandbox, MiB'),
+  diskSizeMB: setting('CELLBOX_DISK_MB', integer(64, 10_485_760).default(10_240), 'Disk of a sandbox, MiB'),
+  pids: setting('CELLBOX_PIDS', integer(32, 1_000_000).default(1024), 'Processes and threads of a sandbox'),
+  openFiles: setting(
+    'CELLBOX_OPEN_FILES',
+    integer(64, 1_048_576).default(16_384),
+    'Open files of each process in a sandbox',
+  ),
+  startTimeoutMs: setting(
+    'CELLBOX_START_TIMEOUT_MS',
+    integer(1_000, 600_000).default(60_000),
+    'How long a sandbox may take to start',
+  ),
+  kernelTimeoutMs: setting(
+    'CELLBOX_KERNEL_TIMEOUT_MS',
+    integer(1_000, 600_000).default(60_000),
+    'How long a kernel may take to start',
+  ),
+  maxBodyBytes: setting(
+    'CELLBOX_MAX_BODY_BYTES',
+    integer(1024, 1_073_741_824).default(64 * 1024 * 1024),
+    'Largest body of an API or execute request',
+  ),
+} as const;
+
+type Settings = typeof SETTINGS;
+export type Config = Readonly<{ [Name in keyof Settings]: z.output<Settings[Name]['schema']> }>;
+
+function flagName(env: string): string {
+  return `--${env
+    .replace(/^CELLBOX_/, '')
+    .toLowerCase()
+    .replaceAll('_', '-')}`;
+}
+
+/** Reads `--flag value` and `--flag=value`; returns the values by variable name and what it did not understand. */
+function parseFlags(argv: readonly string[]): { values: Map<string, string>; mistakes: string[] } {
+  const known = new Map(Object.values(SETTINGS).map((each) => [flagName(each.env), each.env]));
+  const values = new Map<string, string>();
+  const mistakes: string[] = [];
+  for (let index = 0; index < argv.length; index++) {
+    const [flag = '', inline] = (argv[index] ?? '').split(/=(.*)/s);
+    const env = known.get(flag);
+    if (env === undefined) {
+      mistakes.push(`${flag}: unknown option (--help lists them)`);
+      continue;
+    }
+    const value = inline ?? argv[++index];
+    if (value === undefined) mistakes.push(`${flag}: needs a value`);
+    else values.set(env, value);
+  }
+  return { values, mistakes };
+}
+
+/**
+ * Turns environment and flags (flags win; an empty variable counts as unset) into one frozen Config.
+ *
+ * @throws ServiceError `invalid_argument` whose message names every mistake at once, one a line, unknown
+ * `CELLBOX_` variables included: a misspelt setting must not pass in silence.
+ */
+export function loadConfig(env: NodeJS.ProcessEnv, argv: readonly string[]): Config {
+  const { values, mistakes } = parseFlags(argv);
+  const known = new Set<string>(Object.values(SETTINGS).map((each) => each.env));
+  for (const name of Object.keys(env)) {
+    if (
+      name.startsWith('CELLBOX_') &&
+      !known.has(name) &&
+      !name.startsWith('CELLBOX_TEST_') &&
+      name !== 'CELLBOX_REQUIRE_DOCKER'
+    ) {
+      mistakes.push(`${name}: no such setting (--help lists them)`);
+    }
+  }
+  const config: Record<string, unknown> = {};
+  for (const [name, each] of Object.entries(SETTINGS)) {
+    const raw = values.get(each.env) ?? (env[each.env] === '' ? undefined : env[each.env]);
+    const parsed = each.schema.safeParse(raw);
+    if (parsed.success) config[name] = parsed.data;
+    else
+      mistakes.push(
+        `${each.env}=${JSON.stringify(raw)}: ${parsed.error.issues.map((issue) => issue.message).join(', ')}`,
+      );
+  }
+  if (config['extraCa'] === undefined && env['NODE_EXTRA_CA_CERTS'])
+    config['extraCa'] = env['NODE_EXTRA_CA_CERTS'];
+  if (mistakes.length > 0) {
+    throw new ServiceError(
+      'invalid_argument',
+      `Configuration is not valid:\n${mistakes.map((line) => `  ${line}`).join('\n')}`,
+    );
+  }
+  return Object.freeze(config) as Config; // each field was parsed by the schema that Config is inferred from
+}
+
+/** The text of `--help`: every setting with its flag, default and meaning. */
+export function describeSettings(): string {
+  const rows = Object.values(SETTINGS).map((each) => {
+    const fallback = each.schema.safeParse(undefined);
+    const value =
+      fallback.success && fallback.data !== undefined ? ` (default ${String(fallback.data)})` : '';
+    return `  ${each.env.padEnd(28)} ${flagName(each.env).padEnd(24)} ${each.help}${value}`;
+  });
+  return ['Usage: npm start [-- --flag value …]', '', ...rows].join('\n');
+}

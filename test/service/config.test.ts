@@ -1,0 +1,76 @@
+import { describeSettings, loadConfig, SETTINGS } from '../../service/config';
+import { ServiceError } from '../../service/errors';
+
+function mistakesOf(env: NodeJS.ProcessEnv, argv: string[] = []): string[] {
+  try {
+    loadConfig(env, argv);
+  } catch (error) {
+    if (error instanceof ServiceError)
+      return error.message
+        .split('\n')
+        .slice(1)
+        .map((line) => line.trim());
+    throw error;
+  }
+  return [];
+}
+
+describe('loadConfig', () => {
+  it('has a default for everything that a first start needs', () => {
+    expect(loadConfig({}, [])).toMatchObject({
+      host: '127.0.0.1',
+      port: 3210,
+      runtime: 'auto',
+      imageFlavor: 'slim',
+    });
+  });
+
+  it('lets a flag win over a variable, in both spellings', () => {
+    expect(loadConfig({ CELLBOX_PORT: '1' }, ['--port', '2']).port).toBe(2);
+    expect(loadConfig({ CELLBOX_PORT: '1' }, ['--port=3', '--data-dir=/x=y'])).toMatchObject({
+      port: 3,
+      dataDir: '/x=y',
+    });
+  });
+
+  it('takes an empty variable as unset', () => {
+    expect(loadConfig({ CELLBOX_PORT: '' }, []).port).toBe(3210);
+  });
+
+  it('names every mistake at once', () => {
+    const mistakes = mistakesOf(
+      {
+        CELLBOX_PORT: 'many',
+        CELLBOX_RUNTIME: 'podman',
+        CELLBOX_API_KEY: 'e2b_XYZ',
+        CELLBOX_PROT: '1',
+        CELLBOX_MEMORY_MB: '1.5',
+      },
+      ['--nope', '--host'],
+    );
+    expect(mistakes).toEqual([
+      '--nope: unknown option (--help lists them)',
+      '--host: needs a value',
+      'CELLBOX_PROT: no such setting (--help lists them)',
+      'CELLBOX_PORT="many": must be a number',
+      'CELLBOX_RUNTIME="podman": must be auto, docker or local',
+      'CELLBOX_API_KEY="e2b_XYZ": must be e2b_ followed by lower-case hex digits',
+      'CELLBOX_MEMORY_MB="1.5": must be a whole number',
+    ]);
+  });
+
+  it("takes Node's own extra authorities for image builds unless told otherwise", () => {
+    expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem' }, []).extraCa).toBe('/a.pem');
+    expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem', CELLBOX_EXTRA_CA: '/b.pem' }, []).extraCa).toBe(
+      '/b.pem',
+    );
+  });
+});
+
+describe('describeSettings', () => {
+  it('shows each setting with its flag', () => {
+    const text = describeSettings();
+    for (const each of Object.values(SETTINGS)) expect(text).toContain(each.env);
+    expect(text).toContain('--image-flavor');
+  });
+});

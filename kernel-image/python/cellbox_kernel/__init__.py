@@ -1,0 +1,1 @@
+"""What runs inside a sandbox: the kernel gateway, the Python kernel and its display formatters."""

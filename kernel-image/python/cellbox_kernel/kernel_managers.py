@@ -1,0 +1,148 @@
+"""Starts, watches and restarts kernel processes for the gateway."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
+from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from kernel_gateway.services.kernels.manager import SeedingMappingKernelManager
+from traitlets import Type, default
+
+from . import kernelspecs
+from .connection import CellboxWebsocketConnection
+from .environment import cwd_problem, home_directory, kernel_environment
+
+# Bytes of output kept for a client that has gone away and may come back; beyond it the kernel's own side holds them.
+OFFLINE_BUFFER_BYTES = 32 * 1024 * 1024
+
+# Messages that ZeroMQ takes from a kernel ahead of us, of at most 1 MiB each as far as streams go.
+RECEIVE_QUEUE_MESSAGES = 32
+
+_PR_SET_PDEATHSIG = 1
+
+
+class CellboxKernelSpecManager(KernelSpecManager):
+    """Finds kernelspecs; `python3` is always ours, whatever a `pip install` in the sandbox wrote over it."""
+
+    @default("ensure_native_kernel")
+    def _no_stock_python_kernel(self) -> bool:
+        return False
+
+    def find_kernel_specs(self) -> dict[str, str]:
+        return super().find_kernel_specs() | {"python3": os.path.dirname(__file__)}
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        if kernel_name == "python3":
+            row = next(row for row in kernelspecs.LANGUAGES if row.name == "python3")
+            return KernelSpec(resource_dir=os.path.dirname(__file__), **row.kernel_json())
+        return super().get_kernel_spec(kernel_name)
+
+
+class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
+    """Notices a dead kernel within half a second.
+
+    Ports are kept over a restart: open connections reconnect to the same addresses. A kernel that keeps dying within
+    three seconds of its start is given up after ten tries.
+    """
+
+    time_to_dead = 0.5
+    stable_start_time = 3.0
+    restart_limit = 10
+    random_ports_until_alive = False
+
+
+class CellboxKernelManager(AsyncIOLoopKernelManager):
+    """One kernel process, restarted with the environment and directory that it was first started with."""
+
+    restarter_class = Type(CellboxKernelRestarter)
+    # Upper bound of a polite shutdown, in seconds; then SIGTERM and SIGKILL.
+    shutdown_wait_time = 2.0
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
+        # Until the new process speaks, a connection must not take the old one's `busy` for its state.
+        self.execution_state = "starting"
+        if problem := cwd_problem(kw.get("cwd")):
+            # A restart after the directory was deleted: a kernel in the home directory beats no kernel.
+            kw["cwd"] = home_directory(os.environ)
+            self.log.warning("Kernel %s starts in %s: %s", self.kernel_id, kw["cwd"], problem)
+        # The connection directory is in /tmp, where users clean up.
+        os.makedirs(os.path.dirname(self.connection_file), mode=0o700, exist_ok=True)
+        if not os.path.exists(self.connection_file):
+            self._connection_file_written = False
+            self.write_connection_file()
+        await super()._async_launch_kernel(kernel_cmd, preexec_fn=die_with_gateway(), **kw)
+
+
+class CellboxMappingKernelManager(SeedingMappingKernelManager):
+    """All kernels of the sandbox."""
+
+    def _kernel_manager_class_default(self) -> str:
+        return f"{__name__}.{CellboxKernelManager.__name__}"
+
+    @default("context")
+    def _context_default(self) -> zmq.Context[Any]:
+        context = super()._context_default()
+        context.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES)
+        return context
+
+    async def start_kernel(self, *args: Any, **kwargs: Any) -> str:
+        """Starts a kernel; `env` (over the sandbox's) and `cwd` hold for its whole life, restarts included."""
+        cwd = kwargs.pop("cwd", None) or self.root_dir
+        kwargs["env"] = kernel_environment(os.environ, kwargs.get("env") or {}, cwd)
+        kwargs["cwd"] = cwd
+        kwargs.pop("path", None)  # a notebook path decides nothing here
+        return await super().start_kernel(*args, **kwargs)
+
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
+        """Restarts the process; open connections then speak to the new one and to nothing older."""
+        ready = await super().restart_kernel(kernel_id, now=now)
+        CellboxWebsocketConnection.kernel_replaced(kernel_id)
+        return ready
+
+    def start_buffering(self, kernel_id: str, session_key: str, channels: dict[str, Any]) -> None:
+        """Keeps output for a client that lost its connection, up to a limit.
+
+        At the limit we stop reading. Nothing is lost: the kernel's own process holds what follows.
+        """
+        super().start_buffering(kernel_id, session_key, channels)
+        kept = 0
+
+        def keep(channel: str) -> Callable[[list[bytes]], None]:
+            def on_message(parts: list[bytes]) -> None:
+                nonlocal kept
+                buffer = self._kernel_buffers.get(kernel_id)
+                if not buffer or buffer["channels"] is not channels:
+                    return
+                buffer["buffer"].append((channel, parts))
+                kept += sum(map(len, parts))
+                if kept > OFFLINE_BUFFER_BYTES:
+                    for stream in channels.values():
+                        stream.stop_on_recv()
+
+            return on_message
+
+        for channel, stream in channels.items():
+            stream.on_recv(keep(channel))
+
+
+def die_with_gateway() -> Callable[[], None] | None:
+    """For Popen's `preexec_fn`: the kernel is killed when the gateway dies, however it dies. Linux only."""
+    if not sys.platform.startswith("linux"):
+        return None  # ipykernel polls its parent there
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    gateway = os.getpid()
+
+    def arm() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != gateway:  # it died before the line above
+            os._exit(1)
+
+    return arm

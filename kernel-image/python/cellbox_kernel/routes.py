@@ -1,0 +1,89 @@
+"""The gateway's HTTP routes: the stock ones, with kernel creation of our own and constant-time authentication."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from typing import Any
+
+import jupyter_server.services.kernels.handlers as server_handlers
+from jupyter_client.jsonutil import json_default
+from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.utils import url_escape, url_path_join
+from kernel_gateway.jupyter_websocket import JupyterWebsocketPersonality
+from kernel_gateway.mixins import CORSMixin, JSONErrorsMixin
+from tornado import web
+
+from .environment import cwd_problem, env_problem
+
+
+class ConstantTimeTokenMixin:
+    """Checks `Authorization: token <value>` or `?token=<value>` before anything else; 401 without it."""
+
+    def prepare(self) -> Any:
+        given = self.get_argument("token", None)
+        if given is None:
+            scheme, _, value = self.request.headers.get("Authorization", "").partition(" ")
+            given = value if scheme.lower() == "token" else ""
+        if not hmac.compare_digest(given.encode(), self.settings["kg_auth_token"].encode()):
+            self.set_status(401)
+            self.finish(json.dumps({"reason": "Unauthorized", "message": "Missing or wrong gateway token"}))
+            return None
+        return super().prepare()
+
+
+class MainKernelHandler(CORSMixin, JSONErrorsMixin, server_handlers.MainKernelHandler):
+    """`GET /api/kernels` lists the kernels; `POST` starts one from `{"name"?, "env"?, "cwd"?}`."""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        body = self.get_json_body()
+        if body is None:
+            body = {}
+        if not isinstance(body, dict):
+            return self._refuse(400, "The body must be a JSON object")
+        name, env, cwd = body.get("name") or "python3", body.get("env"), body.get("cwd")
+        if not isinstance(name, str):
+            return self._refuse(400, "name must be a string")
+        if env is not None and (problem := env_problem(env)):
+            return self._refuse(400, problem)
+        if cwd is not None and (problem := cwd_problem(cwd)):
+            return self._refuse(400, problem)
+        name = "python3" if name == "python" else name
+        try:
+            self.kernel_spec_manager.get_kernel_spec(name)
+        except (NoSuchKernel, ValueError):  # ValueError: characters that no kernel name has
+            message = (
+                f"The '{name}' kernel is not available. Please pick another suitable kernel instead, "
+                "or install that kernel."
+            )
+            return self._refuse(404, message, short_message=f"{name} not found")
+        try:
+            kernel_id = await self.kernel_manager.start_kernel(kernel_name=name, env=env, cwd=cwd)
+        except OSError as error:
+            return self._refuse(500, f"The '{name}' kernel could not be started: {error}")
+        self.set_header("Location", url_path_join(self.base_url, "api", "kernels", url_escape(kernel_id)))
+        self.set_status(201)
+        self.finish(json.dumps(self.kernel_manager.kernel_model(kernel_id), default=json_default))
+
+    def _refuse(self, status: int, message: str, **more: str) -> None:
+        self.set_status(status)
+        self.finish(json.dumps({"message": message, **more}))
+
+
+class CellboxPersonality(JupyterWebsocketPersonality):
+    """The routes of the Jupyter API, each behind the token."""
+
+    def create_request_handlers(self) -> list[tuple[Any, ...]]:
+        return [self._route(*route) for route in super().create_request_handlers()]
+
+    def _route(self, pattern: str, handler: type[web.RequestHandler], *rest: Any) -> tuple[Any, ...]:
+        if handler.__name__ == MainKernelHandler.__name__:
+            handler = MainKernelHandler
+        return (pattern, type(handler.__name__, (ConstantTimeTokenMixin, handler), {}), *rest)
+
+
+def create_personality(*args: Any, **kwargs: Any) -> CellboxPersonality:
+    return CellboxPersonality(*args, **kwargs)

@@ -1,0 +1,145 @@
+"""The WebSocket between a client and a kernel."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import websocket
+from gateway_client import DEADLINE_SECONDS, Gateway
+
+# The gateway, made to tell on SIGUSR1 what its open sockets are set to.
+TELLING_GATEWAY = """
+import json, signal, socket
+from cellbox_kernel import gateway
+from cellbox_kernel.connection import CellboxWebsocketConnection
+
+def tell(*_):
+    sockets = [c.websocket_handler.ws_connection.stream.socket for c in CellboxWebsocketConnection._open_sockets]
+    print(json.dumps([s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets]), flush=True)
+
+signal.signal(signal.SIGUSR1, tell)
+gateway.main()
+"""
+
+
+def test_the_gateways_side_of_every_connection_has_tcp_nodelay(tmp_path, monkeypatch):
+    real_popen = subprocess.Popen
+    program = [sys.executable, "-c", TELLING_GATEWAY]
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: real_popen(program, **options))
+    gateway = Gateway(str(tmp_path))
+    try:
+        kernel = gateway.start_kernel(name="python")
+        assert kernel.run("1").text == "1"
+        gateway.process.send_signal(signal.SIGUSR1)
+        assert json.loads(gateway.process.stdout.readline()) == [1]
+        kernel.close()
+    finally:
+        gateway.close()
+
+
+def test_many_messages_arrive_complete_and_in_order(kernel):
+    execution = kernel.run("import sys\nfor i in range(20000): print(i, flush=i % 4 == 0)")
+    assert "".join(execution.stdout) == "".join(f"{i}\n" for i in range(20000))
+    assert execution.stderr == []
+
+
+def test_a_client_that_reads_slowly_loses_nothing_and_the_gateway_stays_small(gateway):
+    kernel = gateway.start_kernel(name="python")
+    messages, length = 3000, 100_000
+    msg_id = kernel.send_code(
+        f"for i in range({messages}): print(f'{{i:0{length}d}}', flush=True)\nopen('flooded', 'w').close()"
+    )
+    # The kernel is not held up: it ends its loop while nobody reads.
+    probe = gateway.start_kernel(name="python")
+    done = "import os, time\nwhile not os.path.exists('flooded'): time.sleep(0.05)\nos.remove('flooded')"
+    assert probe.run(done).error is None
+    resident = int(Path(f"/proc/{gateway.process.pid}/statm").read_text().split()[1]) * 4096
+    execution = kernel.collect(msg_id)
+    assert "".join(execution.stdout) == "".join(f"{i:0{length}d}\n" for i in range(messages))
+    assert resident < 150 * 1024 * 1024
+    probe.close()
+    kernel.close()
+
+
+def test_stream_text_is_split_below_one_mebibyte_and_never_inside_a_character(kernel):
+    execution = kernel.run("print('ä€😀' * 400_000)")
+    assert "".join(execution.stdout) == "ä€😀" * 400_000 + "\n"
+    assert len(execution.stdout) > 1
+    assert all(len(text.encode()) <= 1024 * 1024 for text in execution.stdout)
+
+
+def test_a_request_of_eight_megabytes_is_accepted(kernel):
+    assert kernel.run("len('" + "x" * 8_000_000 + "')").text == "8000000"
+
+
+def test_output_of_a_lost_connection_is_replayed_to_the_same_session(gateway):
+    kernel = gateway.start_kernel(name="python")
+    msg_id = kernel.send_code("import time\nprint('before', flush=True)\ntime.sleep(1)\nprint('after')")
+    while kernel.receive()[1]["header"]["msg_type"] != "stream":
+        pass
+    kernel.socket.shutdown()
+    kernel.connect()
+    assert "".join(kernel.collect(msg_id).stdout) == "after\n"
+    kernel.close()
+
+
+def test_a_killed_kernel_is_announced_quickly_and_what_it_left_unanswered_never_runs(gateway):
+    kernel = gateway.start_kernel(name="python")
+    os.kill(int(kernel.run("import os; os.getpid()").text), signal.SIGKILL)
+    killed = time.monotonic()
+    # Requests of the whole time in which nobody has noticed yet.
+    kernel.socket.settimeout(0.02)
+    for ghost in itertools.count():
+        kernel.send_code(f"open('ghost-{ghost}', 'w').close()")
+        try:
+            if kernel.receive()[1]["content"].get("execution_state") == "restarting":
+                break
+        except websocket.WebSocketTimeoutException:
+            pass
+    assert time.monotonic() - killed < 1.5
+    kernel.socket.settimeout(DEADLINE_SECONDS)
+    # Sent at once, while the new process is still starting: nothing of it is lost.
+    execution = kernel.run("import glob\nprint('new')\nset(glob.glob('ghost-*'))")
+    # The last one may have crossed the announcement on its way.
+    assert execution.stdout == ["new\n"] and execution.text in ("set()", f"{{'ghost-{ghost}'}}")
+    assert execution.reply["execution_count"] == 1
+    kernel.close()
+
+
+def test_an_open_connection_follows_a_restart_through_the_api(gateway):
+    kernel = gateway.start_kernel(name="python")
+    kernel.run("x = 1")
+    assert gateway.request("POST", f"/api/kernels/{kernel.id}/restart")[0] == 200
+    execution = kernel.run("print('again')\nx")
+    assert (execution.stdout, execution.error) == (["again\n"], ("NameError", "name 'x' is not defined"))
+    kernel.close()
+
+
+@pytest.mark.parametrize("leave", ["exit()", "quit()"])
+def test_exit_ends_its_cell_normally_and_then_the_kernel(gateway, leave):
+    kernel = gateway.start_kernel(name="python")
+    assert kernel.run(leave).reply["status"] == "ok"
+    assert kernel.wait_for_status("restarting") < 5
+    kernel.close()
+
+
+def test_an_interrupt_keeps_the_state(gateway):
+    kernel = gateway.start_kernel(name="python")
+    kernel.run("kept = 41")
+    msg_id = kernel.send_code("import time\nprint('sleeping', flush=True)\ntime.sleep(300)")
+    while kernel.receive()[1]["header"]["msg_type"] != "stream":
+        pass
+    started = time.monotonic()
+    assert gateway.request("POST", f"/api/kernels/{kernel.id}/interrupt")[0] == 204
+    assert kernel.collect(msg_id).error == ("KeyboardInterrupt", "")
+    assert kernel.run("kept + 1").text == "42"
+    assert time.monotonic() - started < 5
+    kernel.close()

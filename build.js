@@ -10,7 +10,7 @@ const path = require('node:path');
 const root = __dirname;
 
 /** Output file → entry. The agent is shipped into sandboxes, so it carries its dependencies; the service finds them in node_modules. */
-const SERVICE = { main: 'service/main.ts', bench: 'bench/main.ts' };
+const SERVICE = { main: 'service/main.ts', prepare: 'service/prepare.ts', bench: 'bench/main.ts' };
 const AGENT = {
   'agent/agent': 'kernel-image/agent/main.ts',
   'agent/supervisor': 'kernel-image/agent/supervisor.ts',

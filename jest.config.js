@@ -33,7 +33,12 @@ module.exports = {
       displayName: 'integration',
       testMatch: ['<rootDir>/test/{e2e,security,runtime}/**/*.test.ts'],
     },
-    { ...base, displayName: 'compat', testMatch: ['<rootDir>/test/compat/**/*.test.ts'] },
+    {
+      ...base,
+      displayName: 'compat',
+      testEnvironment: '<rootDir>/test/compat/same-realm-environment.js',
+      testMatch: ['<rootDir>/test/compat/**/*.test.ts'],
+    },
   ],
   testTimeout: 30_000,
 };

@@ -1,0 +1,315 @@
+import { createHash, timingSafeEqual } from 'node:crypto';
+import http from 'node:http';
+import type { IncomingMessage, ServerOptions, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import {
+  AGENT_PORT,
+  GATEWAY_PORT,
+  HEADERS,
+  INTERPRETER_PORT,
+  parseTarget,
+  reservedAgentPath,
+} from '../../protocol/routing';
+import type { SignedQuery } from '../../protocol/routing';
+import type { Logger } from '../log';
+import { ServiceError } from '../errors';
+import type { Instance } from '../runtime/runtime';
+import type { RunningSandbox } from '../sandboxes/sandbox';
+import { dialPatiently } from './dial';
+import { sendError } from './error-response';
+import type { EdgeError } from './error-response';
+import { pairs } from './headers';
+import { exchange, hasBody, reset, responseOn } from './proxy';
+
+/** What the interpreter is given of a sandbox: enough to reach its kernels, nothing of its record. */
+export interface InterpreterMachine {
+  readonly id: string;
+  readonly env: Record<string, string>;
+  readonly gatewayToken: string;
+  readonly ended: Promise<unknown>;
+  dial: Instance['dial'];
+}
+
+export interface EdgeOptions {
+  /** Sandbox hosts are `<port>-<id>.<domain>`; may carry a port. */
+  domain: string;
+  sandboxes: {
+    find(id: string): RunningSandbox | undefined;
+    findBySignature(query: SignedQuery): RunningSandbox | undefined;
+  };
+  interpreter: { handle(machine: InterpreterMachine, req: IncomingMessage, res: ServerResponse): void };
+  logger: Logger;
+}
+
+/**
+ * Options for the HTTP server in front of the edge: bodies and streams take as long as they take, and an idle
+ * connection outlives the pools of the clients (closing first would race with their next request).
+ */
+export const SERVER_OPTIONS: ServerOptions = {
+  requestTimeout: 0,
+  headersTimeout: 60_000,
+  keepAliveTimeout: 620_000,
+  maxHeaderSize: 64 * 1024,
+};
+
+/** The machine behind a sandbox, as the interpreter wants it. */
+export function machineOf(sandbox: RunningSandbox): InterpreterMachine {
+  const { instance } = sandbox;
+  return {
+    id: sandbox.id,
+    env: sandbox.env,
+    gatewayToken: instance.gatewayToken,
+    ended: instance.ended,
+    dial: (port, options) => instance.dial(port, options),
+  };
+}
+
+/**
+ * The way into sandboxes: decides which sandbox and port a request is for, checks what may pass, and moves the bytes.
+ *
+ * Port 49999 is answered by the interpreter, the kernel gateway's port looks closed, all others are passed through
+ * byte for byte. Every connection in use is known by its sandbox, so that `drop` can reset it.
+ */
+export class Edge {
+  /** By sandbox id: what to call to break each of its connections off. */
+  private readonly open = new Map<string, Set<() => void>>();
+  /** Streams that came out of a sandbox, and whose they are. */
+  private readonly inboundOwner = new WeakMap<Socket, RunningSandbox>();
+  /** Never listens: it parses streams that it is handed. */
+  private readonly streams = http.createServer(SERVER_OPTIONS, (req, res) => this.onStreamRequest(req, res));
+  private closed = false;
+
+  constructor(private readonly options: EdgeOptions) {}
+
+  /** Takes the request when it is for a sandbox and answers it; false leaves it untouched for the control plane. */
+  handle(req: IncomingMessage, res: ServerResponse): boolean {
+    const destination = this.resolve(req);
+    if (destination === undefined) return false;
+    this.answer(destination, req, res);
+    return true;
+  }
+
+  /**
+   * The same for a request to change protocols. Ports that never do (agent, interpreter) and requests that carry a
+   * body are served as if no change had been asked for, which HTTP allows.
+   */
+  upgrade(req: IncomingMessage, socket: Duplex, head: Buffer): boolean {
+    const destination = this.resolve(req);
+    if (destination === undefined) return false;
+    const value = req.headers.upgrade;
+    const plain =
+      destination.type === 'sandbox' &&
+      (destination.port === AGENT_PORT || destination.port === INTERPRETER_PORT);
+    if (value === undefined || plain || hasBody(req)) withoutUpgrade(this.streams, req, socket, head);
+    else this.answer(destination, req, responseOn(req, socket), { value, socket, head });
+    return true;
+  }
+
+  /** Serves a stream that a program inside a sandbox opened to one of the service's ports. Owns the socket. */
+  inbound(sandbox: RunningSandbox, port: number, socket: Socket): void {
+    if (this.closed || port !== INTERPRETER_PORT) {
+      reset(socket);
+      return;
+    }
+    this.inboundOwner.set(socket, sandbox);
+    socket.once(
+      'close',
+      this.track(sandbox.id, () => reset(socket)),
+    );
+    socket.on('error', () => {}); // followed by `close`
+    this.streams.emit('connection', socket);
+  }
+
+  /** Resets every open connection of a sandbox, after which a client asks `/health` and learns that it is gone. */
+  drop(sandboxId: string): void {
+    const connections = this.open.get(sandboxId);
+    this.open.delete(sandboxId);
+    for (const breakOff of connections ?? []) breakOff();
+  }
+
+  /** Resets everything; later streams are refused. */
+  close(): void {
+    this.closed = true;
+    for (const id of [...this.open.keys()]) this.drop(id);
+  }
+
+  private resolve(req: IncomingMessage): Destination | undefined {
+    const { method = 'GET', url = '/', headers } = req;
+    const target = parseTarget({ method, url, headers }, this.options.domain);
+    switch (target.type) {
+      case 'control-plane':
+        return undefined;
+      case 'invalid':
+        return { type: 'error', error: { type: 'bad-request', message: target.message } };
+      case 'signed-file': {
+        const sandbox = this.options.sandboxes.findBySignature(target.query);
+        return sandbox === undefined
+          ? { type: 'error', error: { type: 'wrong-signature' } }
+          : { type: 'sandbox', id: sandbox.id, port: AGENT_PORT };
+      }
+      case 'sandbox':
+        return { type: 'sandbox', id: target.sandboxId, port: target.port };
+    }
+  }
+
+  private answer(
+    destination: Destination,
+    req: IncomingMessage,
+    res: ServerResponse,
+    upgrade?: Upgrade,
+  ): void {
+    const checked = destination.type === 'error' ? destination : this.admit(destination, req);
+    if (checked.type === 'error') {
+      sendError(req, res, checked.error);
+      return;
+    }
+    if (this.closed) {
+      reset(upgrade?.socket ?? req.socket); // not a 502: the sandbox may live on
+      return;
+    }
+    const { sandbox, port } = checked;
+    if (port === INTERPRETER_PORT) {
+      res.once(
+        'close',
+        this.track(sandbox.id, () => reset(req.socket)),
+      );
+      this.options.interpreter.handle(machineOf(sandbox), req, res);
+      return;
+    }
+    void this.forward(sandbox, port, req, res, upgrade);
+  }
+
+  /** All checks before a byte moves. Nothing is awaited, so what was true here is true when the request is passed on. */
+  private admit({ id, port }: SandboxPort, req: IncomingMessage): Admitted | Refused {
+    const refused = (error: EdgeError): Refused => ({ type: 'error', error });
+    if (req.rawHeaders.filter((name, index) => index % 2 === 0 && name.toLowerCase() === 'host').length > 1) {
+      return refused({ type: 'bad-request', message: 'Invalid host' }); // two readers could pick two sandboxes
+    }
+    const encoding = req.headers['transfer-encoding'];
+    if (encoding !== undefined && encoding.toLowerCase() !== 'chunked') {
+      return refused({ type: 'bad-request', message: 'Invalid transfer encoding' }); // two readers could see two lengths
+    }
+    if (port === AGENT_PORT) {
+      const path = reservedAgentPath(req.url ?? '/');
+      if (path !== undefined) return refused({ type: 'reserved-path', path });
+    }
+    const sandbox = this.options.sandboxes.find(id);
+    if (sandbox === undefined) return refused({ type: 'gone', sandboxId: id });
+    if (port !== AGENT_PORT && !sandbox.allowPublicTraffic) {
+      const token = req.headers[HEADERS.trafficToken];
+      if (token === undefined) return refused({ type: 'traffic-token-missing', sandboxId: id });
+      if (typeof token !== 'string' || !sameSecret(token, sandbox.trafficToken)) {
+        return refused({ type: 'traffic-token-wrong', sandboxId: id });
+      }
+    }
+    // Reaching the gateway would be code execution without the interpreter's rules, so it can't be told from a closed port.
+    if (port === GATEWAY_PORT) return refused({ type: 'port-closed', sandboxId: id, port });
+    return { type: 'admitted', sandbox, port };
+  }
+
+  /** Never rejects. */
+  private async forward(
+    sandbox: RunningSandbox,
+    port: number,
+    req: IncomingMessage,
+    res: ServerResponse,
+    upgrade: Upgrade | undefined,
+  ): Promise<void> {
+    const { id } = sandbox;
+    const socket = upgrade?.socket ?? req.socket;
+    const aborter = new AbortController();
+    const untrack = this.track(id, () => {
+      aborter.abort();
+      reset(socket);
+    });
+    // An upgraded connection outlives its response.
+    if (upgrade === undefined) res.once('close', untrack);
+    else socket.once('close', untrack);
+    res.once('close', () => aborter.abort());
+
+    let upstream: Socket;
+    try {
+      upstream = await dialPatiently(sandbox.instance, port, aborter.signal);
+    } catch (error) {
+      if (aborter.signal.aborted) return;
+      const { code } = ServiceError.from(error);
+      this.options.logger.debug(
+        { sandboxId: id, port, code, err: error },
+        'could not reach a port of a sandbox',
+      );
+      // A sandbox that ended meanwhile is gone, one that only can't be reached is not: SDKs tell these apart.
+      const alive = this.options.sandboxes.find(id) !== undefined;
+      sendError(
+        req,
+        res,
+        alive ? { type: 'port-closed', sandboxId: id, port } : { type: 'gone', sandboxId: id },
+      );
+      return;
+    }
+    if (aborter.signal.aborted || res.destroyed) {
+      upstream.destroy();
+      return;
+    }
+    exchange({
+      req,
+      res,
+      upstream,
+      upgrade,
+      onBroken: () => reset(socket),
+      onBadAnswer: () => sendError(req, res, { type: 'bad-answer', port }),
+    });
+  }
+
+  private onStreamRequest(req: IncomingMessage, res: ServerResponse): void {
+    const sandbox = this.inboundOwner.get(req.socket);
+    if (sandbox !== undefined) this.options.interpreter.handle(machineOf(sandbox), req, res);
+    // Else it came through `upgrade`, which had it recognised as a sandbox's before.
+    else if (!this.handle(req, res)) sendError(req, res, { type: 'bad-request', message: 'Invalid host' });
+  }
+
+  /** Registers a connection under its sandbox; the returned function forgets it. */
+  private track(sandboxId: string, breakOff: () => void): () => void {
+    let connections = this.open.get(sandboxId);
+    if (connections === undefined) this.open.set(sandboxId, (connections = new Set()));
+    connections.add(breakOff);
+    const all = connections;
+    return () => {
+      all.delete(breakOff);
+      if (all.size === 0 && this.open.get(sandboxId) === all) this.open.delete(sandboxId);
+    };
+  }
+}
+
+type Upgrade = { value: string; socket: Duplex; head: Buffer };
+type SandboxPort = { type: 'sandbox'; id: string; port: number };
+type Refused = { type: 'error'; error: EdgeError };
+type Admitted = { type: 'admitted'; sandbox: RunningSandbox; port: number };
+type Destination = SandboxPort | Refused;
+
+/**
+ * Hands a request that asked to change protocols back to an HTTP server as if it had not, for answering it in
+ * HTTP/1.1 (some clients offer `h2c` with every first request). The connection ends with the answer.
+ */
+export function withoutUpgrade(
+  server: http.Server,
+  req: IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let text = `${req.method} ${req.url} HTTP/${req.httpVersion}\r\n`;
+  for (const [name, value] of pairs(req.rawHeaders)) {
+    if (!['connection', 'upgrade', 'http2-settings'].includes(name.toLowerCase()))
+      text += `${name}: ${value}\r\n`;
+  }
+  text += 'Connection: close\r\n\r\n';
+  socket.unshift(Buffer.concat([Buffer.from(text, 'latin1'), head]));
+  server.emit('connection', socket);
+}
+
+/** Compares in constant time; hashed first because the lengths may differ. An absent secret equals nothing. */
+function sameSecret(given: string, secret: string | undefined): boolean {
+  if (secret === undefined) return false;
+  const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
+  return timingSafeEqual(digest(given), digest(secret));
+}

@@ -1,0 +1,218 @@
+import { z } from 'zod';
+
+/** What the agent reports as its version, and the answers to create and connect repeat; SDKs gate features on it. */
+export const ENVD_VERSION = '0.6.13';
+/** Required in every sandbox answer and shown by nobody; one constant for all. */
+export const CLIENT_ID = '6532622b';
+/** Time-out where the caller gave none: the two generations of clients expect different ones. */
+export const DEFAULT_TIMEOUT_SECONDS = { v1: 15, v2: 300 } as const;
+/** A refresh keeps a sandbox at least this long. */
+export const MIN_REFRESH_SECONDS = 15;
+export const PAGE_LIMIT = 100;
+
+const INT32_MAX = 2_147_483_647;
+
+// Python spells an unset option `null` here and there, so each optional field takes it for absent.
+function optional<Schema extends z.ZodType>(schema: Schema) {
+  return schema.nullish().transform((value) => value ?? undefined);
+}
+
+const Seconds = z.int().min(0).max(INT32_MAX);
+const StringMap = z.record(z.string(), z.string());
+
+const VolumeMount = z.object({ name: z.string(), path: z.string() });
+
+/** Network options; those of egress are recognised so that they can be refused by name. */
+const NetworkConfig = z.object({
+  allowPublicTraffic: optional(z.boolean()),
+  allowOut: optional(z.array(z.string())),
+  denyOut: optional(z.array(z.string())),
+  egressProxy: optional(z.record(z.string(), z.unknown())),
+  maskRequestHost: optional(z.string()),
+  rules: optional(z.record(z.string(), z.unknown())),
+  httpsPorts: optional(z.array(z.int())),
+  dnsServers: optional(z.array(z.string())),
+});
+
+/** Body of `POST /v2/sandboxes`. Unknown fields are ignored everywhere. */
+export const NewSandboxV2 = z.object({
+  templateID: z.string().min(1).max(512),
+  timeout: optional(z.int().min(-INT32_MAX).max(INT32_MAX)),
+  autoPause: optional(z.boolean()),
+  autoPauseMemory: optional(z.boolean()),
+  autoResume: optional(z.object({ enabled: z.boolean() })),
+  allow_internet_access: optional(z.boolean()),
+  network: optional(NetworkConfig),
+  metadata: optional(StringMap),
+  envVars: optional(StringMap),
+  mcp: optional(z.record(z.string(), z.unknown())),
+  iam: optional(z.object({ tokens: optional(z.record(z.string(), z.unknown())) })),
+  volumeMounts: optional(z.array(VolumeMount)),
+});
+/** Body of `POST /sandboxes`: the same, secured only when asked for. */
+export const NewSandbox = NewSandboxV2.extend({ secure: optional(z.boolean()) });
+export type NewSandbox = z.infer<typeof NewSandbox>;
+
+export const ConnectSandbox = z.object({ timeout: Seconds, memory: optional(z.boolean()) });
+export const ConnectSandboxV2 = z.object({ timeout: optional(Seconds), memory: optional(z.boolean()) });
+export const ResumeSandbox = z.object({
+  timeout: optional(Seconds),
+  autoPause: optional(z.boolean()),
+  memory: optional(z.boolean()),
+});
+export const SandboxTimeout = z.object({ timeout: Seconds });
+export const SandboxRefresh = z.object({ duration: optional(z.int().min(0).max(3600)) });
+export const SandboxPause = z.object({
+  memory: optional(z.boolean()),
+  requireHealthyGuest: optional(z.boolean()),
+});
+
+export type SandboxState = 'running' | 'paused';
+
+/** Answer to create, connect and resume. */
+export interface SandboxAnswer {
+  templateID: string;
+  sandboxID: string;
+  alias: string;
+  clientID: string;
+  envdVersion: string;
+  envdAccessToken?: string;
+  trafficAccessToken: string | null;
+  domain: string;
+}
+
+export interface ListedSandbox {
+  templateID: string;
+  alias: string;
+  sandboxID: string;
+  clientID: string;
+  startedAt: string;
+  endAt: string;
+  cpuCount: number;
+  memoryMB: number;
+  diskSizeMB: number;
+  metadata: Record<string, string>;
+  state: SandboxState;
+  envdVersion: string;
+  volumeMounts: Array<z.infer<typeof VolumeMount>>;
+}
+
+export interface SandboxDetail extends ListedSandbox {
+  envdAccessToken?: string;
+  allowInternetAccess: boolean;
+  domain: string;
+  network: { allowPublicTraffic: boolean };
+  lifecycle: { autoResume: boolean; onTimeout: 'kill' | 'pause' };
+}
+
+/** One reading of what a sandbox uses; sizes in bytes, processor in percent of one CPU. */
+export interface SandboxMetric {
+  timestamp: string;
+  timestampUnix: number;
+  cpuCount: number;
+  cpuUsedPct: number;
+  memUsed: number;
+  memTotal: number;
+  memCache: number;
+  diskUsed: number;
+  diskTotal: number;
+}
+
+export interface TemplateAnswer {
+  templateID: string;
+  buildID: string;
+  cpuCount: number;
+  memoryMB: number;
+  diskSizeMB: number;
+  public: boolean;
+  aliases: string[];
+  names: string[];
+  createdAt: string;
+  updatedAt: string;
+  createdBy: null;
+  lastSpawnedAt: null;
+  spawnCount: number;
+  buildCount: number;
+  envdVersion: string;
+  buildStatus: 'ready';
+}
+
+/** Body of every failure. `code` repeats the status: one SDK reads this, the other the status line. */
+export interface ApiError {
+  code: number;
+  message: string;
+  error_code?: string;
+}
+
+const SANDBOX_ID = /^([a-z0-9]{1,63})(?:-[A-Za-z0-9]*)?$/;
+
+/** The sandbox id of a path segment; the old form `<id>-<clientID>` counts too. Undefined when it is neither. */
+export function parseSandboxId(text: string): string | undefined {
+  return SANDBOX_ID.exec(text)?.[1];
+}
+
+export interface TemplateReference {
+  namespace: string | undefined;
+  /** Alias, name or id. */
+  alias: string;
+  tag: string;
+}
+
+const TEMPLATE_REFERENCE = /^(?:([a-z0-9_-]+)\/)?([a-z0-9_-]+)(?::([a-z0-9_.-]+))?$/;
+
+/** Parses `[namespace/]alias[:tag]`, trimmed and lower-cased; the tag is `default` where none is given. */
+export function parseTemplateReference(text: string): TemplateReference | undefined {
+  const match = TEMPLATE_REFERENCE.exec(text.trim().toLowerCase());
+  if (match?.[2] === undefined) return undefined;
+  return { namespace: match[1], alias: match[2], tag: match[3] ?? 'default' };
+}
+
+/**
+ * Parses the `metadata` filter of the lists. SDKs encode it three times: each key and value, the whole, and the
+ * query. `value` has had the ordinary query decoding; the other two are undone here.
+ *
+ * @throws Error whose message is for the caller, when it is not a list of `key=value`.
+ */
+export function parseMetadataFilter(value: string): Map<string, string> {
+  const filter = new Map<string, string>();
+  const list = unescapeQuery(value);
+  if (list === '') return filter;
+  for (const pair of list.split('&')) {
+    const equals = pair.indexOf('=');
+    if (equals < 0) throw new Error(`metadata: ${JSON.stringify(pair)} is not of the form key=value`);
+    filter.set(unescapeQuery(pair.slice(0, equals)), unescapeQuery(pair.slice(equals + 1)));
+  }
+  return filter;
+}
+
+function unescapeQuery(text: string): string {
+  try {
+    return decodeURIComponent(text.replaceAll('+', ' '));
+  } catch {
+    throw new Error(`metadata: ${JSON.stringify(text)} is not percent-encoded UTF-8`);
+  }
+}
+
+/** Encodes a metadata filter as SDKs do, short of the query's own encoding. Inverse of `parseMetadataFilter`. */
+export function formatMetadataFilter(filter: Iterable<[string, string]>): string {
+  const pairs = [...filter].map(([key, value]) => [key, value].map(encodeURIComponent).join('='));
+  return pairs.map((pair) => pair.replaceAll('%', '%25')).join('&');
+}
+
+/** Where the next page of a list goes on: after this sandbox. */
+export interface PageCursor {
+  startedAt: number;
+  id: string;
+}
+
+/** A cursor as the opaque text of `X-Next-Token`. */
+export function formatPageToken(cursor: PageCursor): string {
+  return `${cursor.startedAt.toString(36)}-${cursor.id}`;
+}
+
+/** Undefined when the text is no token of ours. */
+export function parsePageToken(text: string): PageCursor | undefined {
+  const match = /^([a-z0-9]{1,11})-([a-z0-9]{1,63})$/.exec(text);
+  if (match?.[1] === undefined || match[2] === undefined) return undefined;
+  return { startedAt: parseInt(match[1], 36), id: match[2] };
+}

@@ -1,0 +1,247 @@
+import express from 'express';
+import type { Express, RequestHandler } from 'express';
+import type { LanguageInfo, ServiceInfo } from '../../protocol/native';
+import type { Config } from '../config';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import type { Check, Runtime } from '../runtime/runtime';
+import { resourcesOf } from '../sandboxes/sandbox';
+import type { Sandboxes } from '../sandboxes/sandboxes';
+import { TEMPLATES } from '../sandboxes/templates';
+import { authenticate } from './auth';
+import type { Keys } from './auth';
+import { HttpError, errorHandler } from './error-response';
+import { healthHandler } from './health';
+import { sandboxHandlers } from './sandboxes';
+import { templateHandlers } from './templates';
+
+export interface ApiOptions {
+  config: Pick<
+    Config,
+    | 'maxSandboxes'
+    | 'maxTimeoutSeconds'
+    | 'maxBodyBytes'
+    | 'cpuCount'
+    | 'memoryMB'
+    | 'diskSizeMB'
+    | 'pids'
+    | 'openFiles'
+  >;
+  sandboxes: Sandboxes;
+  store: Keys;
+  runtime: Pick<Runtime, 'name' | 'caveats' | 'check'>;
+  logger: Logger;
+  /** Domain of sandbox host names, with a port where it is not 443. */
+  domain: string;
+  /** Release of the service, as `/v1/info` tells it. */
+  version?: string;
+  /** What `/health` asks; the runtime's own checks where absent. */
+  health?: () => Promise<Check[]>;
+  languages?: () => LanguageInfo[] | Promise<LanguageInfo[]>;
+}
+
+type Method = 'get' | 'post' | 'put' | 'patch' | 'delete';
+type Route = readonly [method: Method, path: string, handler: RequestHandler];
+
+const CORS_HEADERS = {
+  'Access-Control-Allow-Origin': '*',
+  'Access-Control-Allow-Methods': 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS',
+  'Access-Control-Allow-Headers': [
+    'Origin, Content-Length, Content-Type, User-Agent, Authorization, X-API-Key, X-Team-ID, Idempotency-Key',
+    'browser, lang, lang_version, package_version, publisher, sdk_runtime, system',
+    // A preflight for a sandbox's port names no sandbox, so it is answered here.
+    'E2b-Sandbox-Id, E2b-Sandbox-Port, X-Access-Token, E2B-Traffic-Access-Token',
+    'Connect-Protocol-Version, Connect-Timeout-Ms, Keepalive-Ping-Interval',
+  ].join(', '),
+  'Access-Control-Expose-Headers': [
+    'X-Next-Token, X-Total-Running, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, Should-Retry',
+  ].join(', '),
+  'Access-Control-Max-Age': '600',
+};
+
+/**
+ * The control plane and our own `/v1`: everything on the service's port that is not for one sandbox. Handlers throw
+ * `ServiceError`; `error-response.ts` alone turns that into an answer.
+ */
+export function createApi(options: ApiOptions): Express {
+  const { config, sandboxes, store, runtime, logger, domain } = options;
+  const app = express();
+  app.disable('x-powered-by');
+  app.disable('etag');
+  app.enable('case sensitive routing');
+
+  app.use((req, res, next) => {
+    res.set(CORS_HEADERS);
+    if (req.method === 'OPTIONS') res.status(204).end();
+    else next();
+  });
+
+  const utf8 = new TextDecoder('utf-8', { fatal: true });
+  const guard: RequestHandler[] = [
+    authenticate(store),
+    // Whatever the client calls it: some leave Content-Type out, and there is no other kind of body.
+    express.json({
+      type: () => true,
+      strict: false,
+      limit: config.maxBodyBytes,
+      verify: (_req, _res, body) => void utf8.decode(body),
+    }),
+  ];
+
+  const health = healthHandler(options.health ?? (() => runtime.check()), logger);
+  app.get('/health', health);
+  const routes: Route[] = [
+    ...coreRoutes(options),
+    ...laterRoutes(),
+    ['get', '/v1/info', infoHandler(options)],
+  ];
+  for (const [method, path, handler] of routes) app[method](path, ...guard, handler);
+  for (const path of new Set(['/health', ...routes.map((route) => route[1])])) {
+    const methods = routes.filter((route) => route[1] === path).map((route) => route[0].toUpperCase());
+    if (path === '/health') methods.push('GET');
+    if (methods.includes('GET')) methods.push('HEAD');
+    app.all(path, (req, res) => {
+      res.setHeader('Allow', methods.join(', '));
+      throw new HttpError(405, `${req.method} is not allowed on ${req.path}`);
+    });
+  }
+  app.use((req) => {
+    throw new ServiceError('not_found', `There is nothing at ${req.path}`);
+  });
+  app.use(errorHandler({ logger, roomAt: () => sandboxes.nextDeadlineAt }));
+  return app;
+
+  function coreRoutes({ sandboxes }: ApiOptions): Route[] {
+    const sandbox = sandboxHandlers({ sandboxes, domain });
+    const template = templateHandlers(resourcesOf(config));
+    return [
+      ['post', '/sandboxes', sandbox.create('v1')],
+      ['post', '/v2/sandboxes', sandbox.create('v2')],
+      ['get', '/sandboxes', sandbox.listRunning],
+      ['get', '/v2/sandboxes', sandbox.listAll],
+      ['get', '/sandboxes/metrics', sandbox.allMetrics],
+      ['get', '/sandboxes/:sandboxID', sandbox.get],
+      ['delete', '/sandboxes/:sandboxID', sandbox.kill],
+      ['post', '/sandboxes/:sandboxID/connect', sandbox.connect('v1')],
+      ['post', '/v2/sandboxes/:sandboxID/connect', sandbox.connect('v2')],
+      ['post', '/sandboxes/:sandboxID/timeout', sandbox.timeout],
+      ['post', '/sandboxes/:sandboxID/refreshes', sandbox.refresh],
+      ['post', '/sandboxes/:sandboxID/pause', sandbox.pause],
+      ['post', '/sandboxes/:sandboxID/resume', sandbox.resume],
+      ['get', '/sandboxes/:sandboxID/metrics', sandbox.metrics],
+      ['get', '/sandboxes/:sandboxID/logs', sandbox.logs],
+      ['get', '/v2/sandboxes/:sandboxID/logs', sandbox.logsV2],
+      ['get', '/templates', template.list],
+      ['get', '/v2/templates', template.listPaged],
+      ['get', '/templates/aliases/:alias', template.getByAlias],
+      ['get', '/templates/:templateID', template.get],
+    ];
+  }
+}
+
+/** Operations of the contract that come later. Each says so by name; none is accepted in silence. */
+function laterRoutes(): Route[] {
+  const builds = 'Building templates';
+  const tags = 'Template tags';
+  const later: Array<[Method, string, string]> = [
+    ['post', '/sandboxes/:sandboxID/fork', 'Forking a sandbox'],
+    ['post', '/sandboxes/:sandboxID/snapshots', 'Snapshots'],
+    ['get', '/snapshots', 'Snapshots'],
+    ['put', '/sandboxes/:sandboxID/network', 'Changing network rules'],
+    ['post', '/templates', builds],
+    ['post', '/v2/templates', builds],
+    ['post', '/v3/templates', builds],
+    // Before the routes with a parameter in the same place.
+    ['post', '/templates/tags', tags],
+    ['delete', '/templates/tags', tags],
+    ['get', '/templates/:templateID/tags', tags],
+    ['post', '/templates/:templateID', builds],
+    ['get', '/templates/:templateID/files/:hash', builds],
+    ['post', '/templates/:templateID/builds/:buildID', builds],
+    ['post', '/v2/templates/:templateID/builds/:buildID', builds],
+    ['get', '/templates/:templateID/builds/:buildID/status', builds],
+    ['get', '/templates/:templateID/builds/:buildID/logs', builds],
+    ['delete', '/templates/:templateID', 'Deleting a template or snapshot'],
+    ['patch', '/templates/:templateID', 'Changing a template'],
+    ['patch', '/v2/templates/:templateID', 'Changing a template'],
+    ['get', '/volumes', 'Volumes'],
+    ['post', '/volumes', 'Volumes'],
+    ['get', '/volumes/:volumeID', 'Volumes'],
+    ['delete', '/volumes/:volumeID', 'Volumes'],
+    ...(['get', 'patch', 'delete'] as const).map((method): [Method, string, string] => [
+      method,
+      '/volumecontent/:volumeID/path',
+      'Volumes',
+    ]),
+    ['get', '/volumecontent/:volumeID/dir', 'Volumes'],
+    ['post', '/volumecontent/:volumeID/dir', 'Volumes'],
+    ['get', '/volumecontent/:volumeID/file', 'Volumes'],
+    ['put', '/volumecontent/:volumeID/file', 'Volumes'],
+    ['get', '/secrets', 'Secrets'],
+    ['post', '/secrets', 'Secrets'],
+    ['get', '/secrets/:secretID', 'Secrets'],
+    ['post', '/secrets/:secretID', 'Secrets'],
+    ['delete', '/secrets/:secretID', 'Secrets'],
+    ['get', '/teams', 'Listing teams'],
+    ['get', '/teams/:teamID/metrics', 'Team metrics'],
+    ['get', '/teams/:teamID/metrics/max', 'Team metrics'],
+    ['get', '/api-keys', 'Managing API keys'],
+    ['post', '/api-keys', 'Managing API keys'],
+    ['patch', '/api-keys/:apiKeyID', 'Managing API keys'],
+    ['delete', '/api-keys/:apiKeyID', 'Managing API keys'],
+    ['get', '/nodes', 'Node administration'],
+    ['get', '/nodes/:nodeID', 'Node administration'],
+    ['post', '/nodes/:nodeID', 'Node administration'],
+    ['post', '/admin/teams/:teamID/sandboxes/kill', 'Team administration'],
+    ['get', '/admin/sandboxes/running-counts', 'Team administration'],
+    ['post', '/admin/teams/:teamID/builds/cancel', 'Team administration'],
+    ['post', '/admin/teams/:teamID/api-keys', 'Team administration'],
+    ['delete', '/admin/teams/:teamID/api-keys/:apiKeyID', 'Team administration'],
+  ];
+  const gone: RequestHandler = () => {
+    throw new HttpError(410, 'Access tokens no longer exist: use an API key');
+  };
+  return [
+    ...later.map(([method, path, feature]): Route => [method, path, notYet(feature)]),
+    ['post', '/access-tokens', gone],
+    ['delete', '/access-tokens/:accessTokenID', gone],
+  ];
+}
+
+function notYet(feature: string): RequestHandler {
+  return () => {
+    throw new ServiceError('unimplemented', `${feature} is not implemented yet`);
+  };
+}
+
+const ISOLATION: Record<Runtime['name'], string[]> = {
+  docker: ['container'],
+  local: ['process'],
+  fake: ['none'],
+};
+
+function infoHandler(options: ApiOptions): RequestHandler {
+  const { config, runtime } = options;
+  return async (_req, res) => {
+    const info: ServiceInfo = {
+      version: options.version ?? 'unknown',
+      runtime: runtime.name,
+      caveats: [...runtime.caveats],
+      isolation_levels: ISOLATION[runtime.name],
+      domain: options.domain,
+      templates: TEMPLATES.map(({ id, alias }) => ({ id, alias })),
+      languages: (await options.languages?.()) ?? [],
+      limits: {
+        max_sandboxes: config.maxSandboxes,
+        max_timeout_ms: config.maxTimeoutSeconds * 1000,
+        cpu_count: config.cpuCount,
+        memory_bytes: config.memoryMB * 1_048_576,
+        disk_bytes: config.diskSizeMB * 1_048_576,
+        pids: config.pids,
+        open_files: config.openFiles,
+        max_body_bytes: config.maxBodyBytes,
+      },
+    };
+    res.json(info);
+  };
+}

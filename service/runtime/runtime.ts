@@ -1,0 +1,109 @@
+import type { Socket } from 'node:net';
+
+/** Limits of one instance. A runtime that can't enforce one says so in `Runtime.limits`, never in silence. */
+export interface Resources {
+  cpuCount: number;
+  memoryMB: number;
+  diskSizeMB: number;
+  pids: number;
+  openFiles: number;
+}
+
+/** What is needed to start one isolated machine. Plain data: it holds no secret and no callback. */
+export interface InstanceSpec {
+  /** `^[a-z0-9]+$`, unique for ever; names the engine's objects. A sandbox has its instance's id. */
+  id: string;
+  /** Environment that every process inside sees, and `/envs` of the agent tells. */
+  env: Record<string, string>;
+  resources: Resources;
+  /** `none`: no interface but loopback, and no name resolution. */
+  network: 'full' | 'none';
+  /** Kept by the engine and told again by `list()`, so that a service that lost its store still knows whose it is. */
+  labels: Record<string, string>;
+  /** Secret that the agent asks of callers (`X-Access-Token`); undefined leaves the agent open. */
+  accessToken?: string;
+  /** When the instance ends by itself if no service has been in contact since (milliseconds since the epoch). */
+  deadlineAt: number;
+}
+
+/** Why an instance is gone. `stopped`: we asked; `exited`: it ended by itself or was killed from outside. */
+export type InstanceEnd = { reason: 'stopped' } | { reason: 'exited'; detail: string };
+
+export interface DialOptions {
+  /** Gives up the attempt; the attempt also has a deadline of its own. */
+  signal?: AbortSignal;
+}
+
+/**
+ * A handle to one started machine. Obtained from `start` or `list`+`adopt`; valid until `ended` settles.
+ *
+ * `dial(port)` gives a connected, half-close-keeping byte stream to that port on the machine's loopback;
+ * the caller owns it and destroys it. `AGENT_PORT` and `GATEWAY_PORT` (protocol/routing.ts) are the agent
+ * and the kernel gateway wherever they really listen. It rejects with `not_found` when nothing listens on
+ * the port, and with `unavailable` when the machine can't be reached within the deadline or is gone.
+ */
+export interface Instance {
+  readonly id: string;
+  /** What the kernel gateway asks of its clients (`Authorization: token …`). */
+  readonly gatewayToken: string;
+  /** Settles once, never rejects. All dialled streams are destroyed by then. */
+  readonly ended: Promise<InstanceEnd>;
+  dial(port: number, options?: DialOptions): Promise<Socket>;
+  /** Tells the machine its new deadline (milliseconds since the epoch), for the dead-man timer inside. */
+  setDeadline(deadlineAt: number): Promise<void>;
+}
+
+/** One machine as the engine tells it, whether or not this process started it. */
+export interface InstanceRecord {
+  id: string;
+  state: 'running' | 'paused' | 'starting' | 'dead';
+  startedAt: number;
+  labels: Record<string, string>;
+}
+
+export interface InstanceStats {
+  /** CPU time used since the start, in milliseconds. */
+  cpuMs: number;
+  memoryBytes: number;
+  memoryLimitBytes: number | undefined;
+  pids: number;
+}
+
+/** One named precondition for creating sandboxes, as `/health` reports it. */
+export interface Check {
+  name: string;
+  ok: boolean;
+  /** When not ok: what is wrong and the remedy, one line. */
+  detail?: string;
+}
+
+/** A program inside asked for a port that the service answers (49999). The receiver owns the stream. */
+export type InboundHandler = (instanceId: string, port: number, stream: Socket) => void;
+
+/**
+ * Starts, finds and ends isolated machines. The only interface of the service with several implementations;
+ * nothing outside this folder knows how a machine is reached.
+ *
+ * Lifecycle: `start` resolves once the agent inside is connected (kernel gateway and kernels come up behind
+ * it) and rejects, leaving nothing behind, when that fails or `signal` aborts. `stop` is idempotent and resolves when
+ * no container, network, directory or process of the instance is left. `pause` freezes memory and CPU with
+ * connections kept, `resume` undoes it. After a crash of the service `list` is the truth about what runs, and `adopt`
+ * gives a handle to a machine of an earlier process. `close` releases what this process holds and leaves the
+ * machines running. `list` gives only machines of this data directory's service.
+ */
+export interface Runtime {
+  readonly name: 'docker' | 'local' | 'fake';
+  /** What is not isolated or not enforced here, one sentence each; empty when everything is. */
+  readonly caveats: readonly string[];
+  /** Proves that `start` can succeed now. Answers within 3 s. */
+  check(): Promise<Check[]>;
+  start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;
+  list(): Promise<InstanceRecord[]>;
+  /** Rejects with `not_found` when the machine is gone, `unavailable` when its agent does not come back in time. */
+  adopt(id: string, signal?: AbortSignal): Promise<Instance>;
+  pause(id: string): Promise<void>;
+  resume(id: string): Promise<void>;
+  stop(id: string): Promise<void>;
+  stats(id: string): Promise<InstanceStats>;
+  close(): Promise<void>;
+}

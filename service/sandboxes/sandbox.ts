@@ -1,0 +1,54 @@
+import type { Instance, Resources } from '../runtime/runtime';
+
+/** What a caller asked for when creating a sandbox, after validation and defaults. */
+export interface CreateOptions {
+  /** Template id, name or alias as the caller spelt it. */
+  template: string;
+  /** Seconds until the deadline, counted from the moment the machine is up. */
+  timeoutSeconds: number;
+  metadata: Record<string, string>;
+  env: Record<string, string>;
+  /** Demand `X-Access-Token` on the agent's port. */
+  secure: boolean;
+  /** When false, every port but the agent's demands the traffic token. */
+  allowPublicTraffic: boolean;
+  allowInternetAccess: boolean;
+  /** Pause at the deadline instead of ending. */
+  autoPause: boolean;
+  /** Replaying a create with the same key and team gives the same sandbox. */
+  idempotencyKey?: string;
+}
+
+/** One sandbox as the store and the API know it. Times are milliseconds since the epoch. */
+export interface Sandbox {
+  readonly id: string;
+  readonly teamId: string;
+  readonly templateId: string;
+  readonly templateAlias: string;
+  state: 'running' | 'paused';
+  readonly startedAt: number;
+  /** Start of the current run: creation or the last resume. The longest time-out counts from here. */
+  runStartedAt: number;
+  /** The deadline; of a paused sandbox, when it was paused. */
+  endAt: number;
+  autoPause: boolean;
+  readonly metadata: Record<string, string>;
+  readonly env: Record<string, string>;
+  readonly resources: Resources;
+  readonly allowInternetAccess: boolean;
+  readonly allowPublicTraffic: boolean;
+  /** `X-Access-Token` of the agent's port; undefined on an unsecured sandbox. Derived from the service's secret, so it survives restarts. */
+  readonly accessToken: string | undefined;
+  /** Demanded on every port but the agent's when public traffic is off. */
+  readonly trafficToken: string | undefined;
+}
+
+/** Only the resources of what also holds other settings. */
+export function resourcesOf({ cpuCount, memoryMB, diskSizeMB, pids, openFiles }: Resources): Resources {
+  return { cpuCount, memoryMB, diskSizeMB, pids, openFiles };
+}
+
+/** A sandbox together with the live machine behind it: all that the edge and the interpreter need. */
+export interface RunningSandbox extends Sandbox {
+  readonly instance: Instance;
+}

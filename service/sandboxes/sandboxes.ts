@@ -1,0 +1,806 @@
+import crypto from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { SignedQuery } from '../../protocol/routing';
+import { MIN_REFRESH_SECONDS } from '../../protocol/control-plane';
+import { fileSignature } from '../../protocol/signature';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import type { Instance, InstanceSpec, InstanceStats, Resources, Runtime } from '../runtime/runtime';
+import { sameSecret } from '../secrets';
+import type { Secrets } from '../secrets';
+import { Reaper } from './reaper';
+import { resourcesOf } from './sandbox';
+import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
+import type { Store, StoredSandbox } from './store';
+import { findTemplate } from './templates';
+
+/**
+ * What happens to sandboxes, told to whoever keeps something per sandbox. Called in order for one sandbox, never
+ * before the change is visible through `find`. An exception in a callback is logged and changes nothing.
+ */
+export interface SandboxEvents {
+  /** A new sandbox runs. */
+  onReady?(sandbox: RunningSandbox): void;
+  /** A sandbox of an earlier process runs (a paused one: from its resume on), with the kernels it has. */
+  onAdopted?(sandbox: RunningSandbox): void;
+  /** Frozen: its connections are to be dropped, its memory stays. */
+  onPaused?(sandboxId: string): void;
+  /** Thawed, with the kernels it had. */
+  onResumed?(sandbox: RunningSandbox): void;
+  /** Gone for good, told once. */
+  onEnded?(sandboxId: string): void;
+}
+
+export interface SandboxesOptions {
+  runtime: Runtime;
+  store: Store;
+  secrets: Secrets;
+  logger: Logger;
+  events?: SandboxEvents;
+  resources: Resources;
+  maxSandboxes: number;
+  maxTimeoutSeconds: number;
+  startTimeoutMs: number;
+  now?: () => number;
+}
+
+export interface ListFilter {
+  states?: readonly Sandbox['state'][];
+  metadata?: ReadonlyMap<string, string>;
+  templateId?: string;
+  /** Milliseconds since the epoch, inclusive. */
+  startedAfter?: number;
+  order?: 'asc' | 'desc';
+}
+
+export interface ConnectOptions {
+  timeoutSeconds: number;
+  /** Only a paused sandbox is wanted: a running one is a conflict. */
+  mustBePaused?: boolean;
+  autoPause?: boolean;
+}
+
+/** A live sandbox with what only this class needs to know of it. */
+interface Entry {
+  readonly sandbox: RunningSandbox;
+  /** The listeners have heard of it: not so for one that was taken over while paused. */
+  announced: boolean;
+  /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
+  transition: Promise<void> | undefined;
+}
+
+/** A create under way. */
+interface Start {
+  readonly teamId: string;
+  readonly abort: AbortController;
+  readonly settled: Promise<unknown>;
+}
+
+const ID_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789';
+/** How long a pause or resume may take, and reaching a machine of an earlier process. */
+const TRANSITION_TIMEOUT_MS = 30_000;
+/** How long a machine may take to hear of its deadline; a hostile one may never answer. */
+const TELL_TIMEOUT_MS = 5_000;
+/** How long a start that was told to give up may take to do so before it is left behind and stopped from outside. */
+const ABORT_GRACE_MS = 5_000;
+/** Pauses between attempts to end a machine that would not end. The next start of the service tries again, too. */
+const STOP_RETRIES_MS = [1_000, 5_000, 30_000];
+const STOP_TIMEOUT_MS = 60_000;
+/** How long `close` waits for machines to end. */
+const CLOSE_TIMEOUT_MS = 20_000;
+/** A paused machine must not end itself by the deadline it had: the dead-man timer inside gets this one instead. */
+const PAUSED_DEADLINE_MS = 10 * 365 * 86_400_000;
+
+/**
+ * Which sandboxes exist, until when, in which state. The only part that starts and ends machines.
+ *
+ * Truth is in memory and written through to the store before a caller hears of it. A sandbox is gone for every caller
+ * the moment its end is decided; its machine ends behind that, with retries. Methods reject with `not_found` for an
+ * unknown id or one of another team, `failed_precondition` while it is ending or in the wrong state.
+ */
+export class Sandboxes {
+  private readonly options: SandboxesOptions;
+  private readonly now: () => number;
+  private readonly live = new Map<string, Entry>();
+  private readonly starting = new Map<string, Start>();
+  /** Team by id of what is being ended, until the end is recorded: callers meet a conflict, from then on nothing. */
+  private readonly killing = new Map<string, string>();
+  /** Ended for every caller, machine not gone yet. */
+  private readonly stopping = new Map<string, Promise<void>>();
+  private readonly replays = new Map<string, { fingerprint: string; result: Promise<Sandbox> }>();
+  private readonly reaper: Reaper;
+  private closing: Promise<void> | undefined;
+  private readonly stopRetrying = new AbortController();
+
+  constructor(options: SandboxesOptions) {
+    this.options = options;
+    this.now = options.now ?? Date.now;
+    this.reaper = new Reaper((id) => this.expire(id), this.now);
+  }
+
+  /** The soonest deadline of a sandbox, when at the latest there is room for another one. */
+  get nextDeadlineAt(): number | undefined {
+    return this.reaper.next;
+  }
+
+  // --- looking up -----------------------------------------------------------------------------------------------
+
+  /** The sandbox with its machine, when it runs; undefined when it is gone, paused or on its way there. No rights checked. */
+  find(id: string): RunningSandbox | undefined {
+    const entry = this.live.get(id);
+    return entry === undefined ? undefined : running(entry);
+  }
+
+  /** The running sandbox whose access token signed a file URL that doesn't say which one it is for. */
+  findBySignature(query: SignedQuery): RunningSandbox | undefined {
+    // A '+' that was not encoded in the URL arrives as a space.
+    const given = query.signature.replaceAll(' ', '+');
+    let found: RunningSandbox | undefined;
+    for (const entry of this.live.values()) {
+      const token = entry.sandbox.accessToken;
+      if (token !== undefined && sameSecret(given, fileSignature(query, token))) found = running(entry);
+    }
+    return found;
+  }
+
+  get(teamId: string, id: string): Sandbox {
+    return this.entry(teamId, id).sandbox;
+  }
+
+  /** Sandboxes of a team, newest first unless told otherwise. Paging is the caller's: the order is total. */
+  list(teamId: string, filter: ListFilter = {}): Sandbox[] {
+    const sign = filter.order === 'asc' ? 1 : -1;
+    return [...this.live.values()]
+      .map((entry) => entry.sandbox)
+      .filter((sandbox) => sandbox.teamId === teamId && matches(sandbox, filter))
+      .sort((a, b) => sign * (a.startedAt - b.startedAt || (a.id < b.id ? -1 : 1)));
+  }
+
+  /** What the machine uses now. A paused one can be asked as well. */
+  async stats(teamId: string, id: string): Promise<InstanceStats> {
+    this.entry(teamId, id);
+    return deadline(this.options.runtime.stats(id), TRANSITION_TIMEOUT_MS, 'Reading the use of the sandbox');
+  }
+
+  // --- creating -------------------------------------------------------------------------------------------------
+
+  /**
+   * Starts a sandbox; resolves once its agent is connected. Leaves nothing behind when it fails or `signal` aborts.
+   * With an idempotency key `signal` is ignored: the caller's next attempt is going to want the sandbox.
+   */
+  async create(teamId: string, options: CreateOptions, signal?: AbortSignal): Promise<Sandbox> {
+    const key = options.idempotencyKey;
+    if (key === undefined) return this.startNew(teamId, options, signal);
+
+    const slot = `${teamId}\0${key}`;
+    const fingerprint = fingerprintOf(options);
+    const underWay = this.replays.get(slot);
+    if (underWay !== undefined) {
+      if (underWay.fingerprint !== fingerprint) throw keyReused();
+      return underWay.result;
+    }
+    const result = this.replay(teamId, key, fingerprint, options);
+    this.replays.set(slot, { fingerprint, result });
+    try {
+      return await result;
+    } finally {
+      this.replays.delete(slot);
+    }
+  }
+
+  private async replay(
+    teamId: string,
+    key: string,
+    fingerprint: string,
+    options: CreateOptions,
+  ): Promise<Sandbox> {
+    const earlier = await this.options.store.findIdempotency(teamId, key);
+    if (earlier === undefined) {
+      const sandbox = await this.startNew(teamId, options, undefined);
+      await this.options.store.addIdempotency(teamId, key, { sandboxId: sandbox.id, fingerprint });
+      return sandbox;
+    }
+    if (earlier.fingerprint !== fingerprint) throw keyReused();
+    const entry = this.live.get(earlier.sandboxId);
+    if (entry === undefined) {
+      throw new ServiceError(
+        'failed_precondition',
+        `The sandbox that this Idempotency-Key created has ended; use another key for a new one`,
+      );
+    }
+    return entry.sandbox;
+  }
+
+  private async startNew(
+    teamId: string,
+    options: CreateOptions,
+    signal: AbortSignal | undefined,
+  ): Promise<Sandbox> {
+    if (this.closing !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
+    const template = findTemplate(options.template);
+    if (template === undefined) {
+      throw new ServiceError('not_found', `template '${options.template}' not found`);
+    }
+    this.checkTimeout(options.timeoutSeconds);
+    if (options.timeoutSeconds <= 0) {
+      throw new ServiceError('invalid_argument', 'Timeout must be greater than 0');
+    }
+    if (!options.allowPublicTraffic && !options.secure) {
+      throw new ServiceError(
+        'invalid_argument',
+        'network.allowPublicTraffic can only be off on a secured sandbox (secure: true)',
+      );
+    }
+    if (this.live.size + this.starting.size >= this.options.maxSandboxes) {
+      throw new ServiceError(
+        'resource_exhausted',
+        `The limit of ${this.options.maxSandboxes} concurrent sandboxes is reached`,
+        { remedy: 'Kill a sandbox or wait for one to end, or raise CELLBOX_MAX_SANDBOXES.' },
+      );
+    }
+
+    const id = newSandboxId();
+    const now = this.now();
+    const row: StoredSandbox = {
+      id,
+      teamId,
+      templateId: template.id,
+      templateAlias: template.alias,
+      state: 'starting',
+      startedAt: now,
+      runStartedAt: now,
+      endAt: now + this.options.startTimeoutMs + options.timeoutSeconds * 1000,
+      autoPause: options.autoPause,
+      metadata: options.metadata,
+      env: {
+        ...options.env,
+        E2B_SANDBOX: 'true',
+        E2B_SANDBOX_ID: id,
+        E2B_TEMPLATE_ID: template.id,
+      },
+      resources: resourcesOf(this.options.resources),
+      allowInternetAccess: options.allowInternetAccess,
+      allowPublicTraffic: options.allowPublicTraffic,
+      secure: options.secure,
+    };
+    const abort = new AbortController();
+    const started = this.start(row, options.timeoutSeconds, abort.signal, signal);
+    this.starting.set(id, { teamId, abort, settled: started.catch(() => undefined) });
+    try {
+      return await started;
+    } finally {
+      this.starting.delete(id);
+    }
+  }
+
+  private async start(
+    row: StoredSandbox,
+    timeoutSeconds: number,
+    abort: AbortSignal,
+    callerGone: AbortSignal | undefined,
+  ): Promise<Sandbox> {
+    const { runtime, store, logger, startTimeoutMs } = this.options;
+    // The row comes first: a machine without one is an orphan that the next start of the service ends.
+    await store.addSandbox(row);
+    const tooLong = AbortSignal.timeout(startTimeoutMs);
+    const signal = AbortSignal.any([abort, tooLong, ...(callerGone === undefined ? [] : [callerGone])]);
+    let machine: Promise<Instance> | undefined;
+    let sandbox: RunningSandbox;
+    try {
+      signal.throwIfAborted();
+      const planned = { ...withTokens(row, this.options.secrets), state: 'running' } as const;
+      machine = runtime.start(instanceSpec(planned), signal);
+      const instance = await giveUp(machine, signal);
+      signal.throwIfAborted();
+      const upAt = this.now();
+      const times = { startedAt: upAt, runStartedAt: upAt, endAt: upAt + timeoutSeconds * 1000 };
+      await store.updateSandbox(row.id, { state: 'running', ...times });
+      signal.throwIfAborted();
+      sandbox = { ...planned, ...times, instance };
+    } catch (error) {
+      // Needless where the runtime has cleaned up; it may also have given up too late, or still be at it.
+      this.stopMachine(row.id, undefined);
+      machine?.then(
+        () => this.stopMachine(row.id, undefined),
+        () => undefined, // told below, or too late for anyone to hear
+      );
+      await store.removeSandbox(row.id);
+      throw this.startFailure(error, { tooLong, abort, callerGone });
+    }
+    this.take({ sandbox, announced: true, transition: undefined });
+    logger.info({ sandbox: row.id, template: row.templateAlias, endAt: sandbox.endAt }, 'sandbox started');
+    this.tell('onReady', (events) => events.onReady?.(sandbox));
+    return sandbox;
+  }
+
+  private startFailure(
+    cause: unknown,
+    signals: { tooLong: AbortSignal; abort: AbortSignal; callerGone: AbortSignal | undefined },
+  ): ServiceError {
+    const { startTimeoutMs } = this.options;
+    if (signals.abort.aborted) {
+      return new ServiceError('failed_precondition', 'The sandbox was ended while it started', { cause });
+    }
+    if (signals.callerGone?.aborted)
+      return new ServiceError('unavailable', 'The caller went away', { cause });
+    if (signals.tooLong.aborted) {
+      const message = `The sandbox did not start within ${startTimeoutMs / 1000} s`;
+      return new ServiceError('deadline_exceeded', message, { cause });
+    }
+    if (cause instanceof ServiceError) return cause;
+    return new ServiceError('internal', 'The sandbox could not be started', { cause });
+  }
+
+  /** From here on the sandbox is live: it has a deadline, and the end of its machine is noticed. */
+  private take(entry: Entry): void {
+    const { id, instance, state, endAt } = entry.sandbox;
+    this.live.set(id, entry);
+    if (state === 'running') this.setDeadline(entry, endAt);
+    void instance.ended.then((end) => {
+      // While the service stops, the machines are the next one's business.
+      if (this.live.get(id) !== entry || this.closing !== undefined) return;
+      this.options.logger.warn({ sandbox: id, end }, 'sandbox ended by itself');
+      this.endNow(entry).catch((error: unknown) =>
+        this.options.logger.error({ sandbox: id, err: error }, 'forgetting a sandbox failed'),
+      );
+    });
+  }
+
+  // --- deadlines ------------------------------------------------------------------------------------------------
+
+  /**
+   * Sets the deadline to `seconds` from now, sooner or later than before. Cut silently at the longest time-out
+   * counted from the start of the current run; refused once that has passed.
+   */
+  async setTimeout(teamId: string, id: string, seconds: number): Promise<void> {
+    const entry = this.runningEntry(teamId, id);
+    await this.moveDeadline(entry, this.now() + seconds * 1000);
+  }
+
+  /** Makes the sandbox live at least `seconds` (and 15 s) from now. */
+  async refresh(teamId: string, id: string, seconds: number): Promise<void> {
+    const entry = this.runningEntry(teamId, id);
+    const wanted = this.now() + Math.max(seconds, MIN_REFRESH_SECONDS) * 1000;
+    if (wanted > entry.sandbox.endAt) await this.moveDeadline(entry, wanted);
+  }
+
+  private async moveDeadline(entry: Entry, wanted: number): Promise<void> {
+    const latest = entry.sandbox.runStartedAt + this.options.maxTimeoutSeconds * 1000;
+    if (latest <= this.now()) {
+      throw new ServiceError('invalid_argument', `The sandbox has reached its longest time-out`);
+    }
+    this.setDeadline(entry, Math.min(wanted, latest));
+    await this.options.store.updateSandbox(entry.sandbox.id, { endAt: entry.sandbox.endAt });
+  }
+
+  private setDeadline(entry: Entry, endAt: number): void {
+    entry.sandbox.endAt = endAt;
+    this.reaper.set(entry.sandbox.id, endAt);
+    // Only the dead-man timer inside hears of it late when this fails, and the next change tells it again.
+    void this.tellDeadline(entry, endAt);
+  }
+
+  private async tellDeadline(entry: Entry, endAt: number): Promise<void> {
+    const { id, instance } = entry.sandbox;
+    try {
+      await deadline(instance.setDeadline(endAt), TELL_TIMEOUT_MS, 'Telling the deadline');
+    } catch (error) {
+      this.options.logger.debug({ sandbox: id, err: error }, 'a machine was not told its deadline');
+    }
+  }
+
+  private checkTimeout(seconds: number): void {
+    const max = this.options.maxTimeoutSeconds;
+    if (seconds <= max) return;
+    const text = max % 3600 === 0 ? `${max / 3600} hours` : `${max} seconds`;
+    throw new ServiceError('invalid_argument', `Timeout cannot be greater than ${text}`);
+  }
+
+  /** The deadline has passed. */
+  private expire(id: string): void {
+    const entry = this.live.get(id);
+    if (entry === undefined) return;
+    const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
+    work.catch((error: unknown) => {
+      this.options.logger.error({ sandbox: id, err: error }, 'a deadline could not be kept');
+      if (this.live.get(id) === entry && entry.sandbox.state === 'running') {
+        // It could not be frozen: its time is up all the same.
+        return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
+      }
+      return undefined;
+    });
+  }
+
+  // --- pausing and coming back ----------------------------------------------------------------------------------
+
+  /** Freezes memory and processors. A paused sandbox has no deadline. */
+  async pause(teamId: string, id: string): Promise<void> {
+    const entry = this.entry(teamId, id);
+    if (entry.sandbox.state === 'paused' || entry.transition !== undefined) {
+      throw new ServiceError(
+        'failed_precondition',
+        `Sandbox ${quoted(id)} is already paused or changing state`,
+      );
+    }
+    await this.pauseEntry(entry);
+  }
+
+  private pauseEntry(entry: Entry): Promise<void> {
+    const { sandbox } = entry;
+    const { runtime, store, logger } = this.options;
+    if (entry.transition !== undefined || sandbox.state === 'paused') return Promise.resolve();
+    return this.change(entry, async () => {
+      const before = sandbox.endAt;
+      // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
+      sandbox.state = 'paused';
+      sandbox.endAt = this.now();
+      this.reaper.clear(sandbox.id);
+      this.tell('onPaused', (events) => events.onPaused?.(sandbox.id));
+      await this.tellDeadline(entry, this.now() + PAUSED_DEADLINE_MS);
+      try {
+        await deadline(runtime.pause(sandbox.id), TRANSITION_TIMEOUT_MS, 'Pausing the sandbox');
+      } catch (error) {
+        if (this.live.get(sandbox.id) !== entry) throw gone(sandbox.id);
+        // Whatever it is now, thawed is what the caller is going to find.
+        await runtime.resume(sandbox.id).catch(() => undefined); // most often it was never frozen
+        sandbox.state = 'running';
+        this.setDeadline(entry, before);
+        this.tell('onResumed', (events) => events.onResumed?.(sandbox));
+        throw error;
+      }
+      await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
+      logger.info({ sandbox: sandbox.id }, 'sandbox paused');
+    });
+  }
+
+  /**
+   * Makes a sandbox usable: resumes a paused one, extends (never shortens) the time of a running one. A pause under
+   * way is waited for.
+   */
+  async connect(
+    teamId: string,
+    id: string,
+    options: ConnectOptions,
+  ): Promise<{ sandbox: Sandbox; resumed: boolean }> {
+    this.checkTimeout(options.timeoutSeconds);
+    const entry = this.entry(teamId, id, 'failed_precondition');
+    let resumed = false;
+    while (entry.transition !== undefined) await entry.transition;
+    if (this.live.get(id) !== entry) throw ending(id);
+    if (entry.sandbox.state === 'paused') {
+      await this.resumeEntry(entry, options.timeoutSeconds);
+      resumed = true;
+    } else if (options.mustBePaused === true) {
+      throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is already running`);
+    }
+    const { sandbox } = entry;
+    if (options.autoPause !== undefined && options.autoPause !== sandbox.autoPause) {
+      sandbox.autoPause = options.autoPause;
+      await this.options.store.updateSandbox(id, { autoPause: options.autoPause });
+    }
+    const wanted = this.now() + options.timeoutSeconds * 1000;
+    if (!resumed && wanted > sandbox.endAt) await this.moveDeadline(entry, wanted);
+    return { sandbox, resumed };
+  }
+
+  private resumeEntry(entry: Entry, timeoutSeconds: number): Promise<void> {
+    const { sandbox } = entry;
+    const { runtime, store, logger } = this.options;
+    return this.change(entry, async () => {
+      await deadline(runtime.resume(sandbox.id), TRANSITION_TIMEOUT_MS, 'Resuming the sandbox');
+      if (this.live.get(sandbox.id) !== entry) throw ending(sandbox.id);
+      const now = this.now();
+      sandbox.state = 'running';
+      sandbox.runStartedAt = now;
+      this.setDeadline(entry, now + timeoutSeconds * 1000);
+      const { runStartedAt, endAt } = sandbox;
+      await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
+      logger.info({ sandbox: sandbox.id, endAt }, 'sandbox resumed');
+      if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
+      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+      entry.announced = true;
+    });
+  }
+
+  /** Runs one change of state; the next one waits for it. */
+  private change(entry: Entry, work: () => Promise<void>): Promise<void> {
+    const result = work();
+    const transition = result
+      .catch(() => undefined) // the caller of `change` hears of it
+      .then(() => {
+        if (entry.transition === transition) entry.transition = undefined;
+      });
+    entry.transition = transition;
+    return result;
+  }
+
+  // --- ending ---------------------------------------------------------------------------------------------------
+
+  /** Ends a sandbox, running, paused or starting. Resolves when it is gone for every caller; its machine follows. */
+  async kill(teamId: string, id: string): Promise<void> {
+    const start = this.starting.get(id);
+    if (start !== undefined && start.teamId === teamId) {
+      start.abort.abort();
+      return;
+    }
+    await this.endNow(this.entry(teamId, id));
+  }
+
+  private async endNow(entry: Entry): Promise<void> {
+    const { id, teamId } = entry.sandbox;
+    if (this.live.get(id) !== entry) return;
+    this.live.delete(id);
+    this.reaper.clear(id);
+    this.killing.set(id, teamId);
+    this.stopMachine(id, entry.transition);
+    this.tell('onEnded', (events) => events.onEnded?.(id));
+    try {
+      // At once, not when the machine is gone: after a crash in between the machine is an orphan, which is ended.
+      await this.options.store.removeSandbox(id);
+    } finally {
+      this.killing.delete(id);
+    }
+    this.options.logger.info({ sandbox: id }, 'sandbox ended');
+  }
+
+  /** Ends the machine in the background, again and again until it is gone. Never rejects. */
+  private stopMachine(id: string, after: Promise<void> | undefined): void {
+    const done = this.tryToStop(id, after).finally(() => {
+      if (this.stopping.get(id) === done) this.stopping.delete(id);
+    });
+    this.stopping.set(id, done);
+  }
+
+  private async tryToStop(id: string, after: Promise<void> | undefined): Promise<void> {
+    await after;
+    for (const pauseMs of [...STOP_RETRIES_MS, undefined]) {
+      try {
+        return await deadline(this.options.runtime.stop(id), STOP_TIMEOUT_MS, 'Ending the machine');
+      } catch (error) {
+        this.options.logger.error({ sandbox: id, err: error }, 'a machine could not be ended');
+      }
+      if (pauseMs === undefined) return;
+      try {
+        await delay(pauseMs, undefined, { signal: this.stopRetrying.signal });
+      } catch {
+        return; // shutting down: the next start of the service ends what is left
+      }
+    }
+  }
+
+  // --- start and end of the service -----------------------------------------------------------------------------
+
+  /**
+   * Brings store and machines together, once, before anything else is called: live sandboxes are taken over, paused
+   * ones kept, expired ones ended (or paused, where they asked for that), half-made ones and machines that nobody
+   * knows removed, records without a machine forgotten.
+   */
+  async adopt(): Promise<{ adopted: number; removed: number }> {
+    const { runtime, store, logger } = this.options;
+    const [rows, records] = await Promise.all([store.listSandboxes(), runtime.list()]);
+    const machines = new Map(records.map((record) => [record.id, record]));
+    const known = new Set(rows.map((row) => row.id));
+    let adopted = 0;
+    let removed = 0;
+    const remove = async (id: string, why: string): Promise<void> => {
+      removed++;
+      logger.warn({ sandbox: id, why }, 'removed at start');
+      if (known.has(id)) await store.removeSandbox(id);
+      if (machines.has(id)) this.stopMachine(id, undefined);
+    };
+    await Promise.all([
+      ...rows.map(async (row) => {
+        const machine = machines.get(row.id);
+        if (machine === undefined) return remove(row.id, 'its machine is gone');
+        if (machine.state === 'dead') return remove(row.id, 'its machine is dead');
+        if (row.state === 'starting' || machine.state === 'starting') {
+          return remove(row.id, 'it was half-made');
+        }
+        const expired = row.state === 'running' && row.endAt <= this.now();
+        if (expired && !row.autoPause && machine.state === 'running') {
+          return remove(row.id, 'its deadline had passed');
+        }
+        try {
+          await this.adoptOne(row, machine.state);
+          adopted++;
+        } catch (error) {
+          logger.error({ sandbox: row.id, err: error }, 'a sandbox could not be taken over');
+          await remove(row.id, 'it could not be reached');
+        }
+      }),
+      ...records
+        .filter((record) => !known.has(record.id))
+        .map((record) => remove(record.id, 'nobody knows it')),
+    ]);
+    return { adopted, removed };
+  }
+
+  private async adoptOne(row: StoredSandbox, machineState: 'running' | 'paused'): Promise<void> {
+    const { runtime, store } = this.options;
+    const signal = AbortSignal.timeout(TRANSITION_TIMEOUT_MS);
+    const instance = await giveUp(runtime.adopt(row.id, signal), signal);
+    // The store decides; where a crash fell between a freeze and its record, frozen is the side that loses nothing.
+    const paused = row.state === 'paused' || machineState === 'paused';
+    if (paused && machineState === 'running') {
+      await deadline(runtime.pause(row.id), TRANSITION_TIMEOUT_MS, 'Pausing the sandbox');
+    }
+    if (paused && row.state === 'running') {
+      await store.updateSandbox(row.id, { state: 'paused', endAt: Math.min(row.endAt, this.now()) });
+    }
+    const endAt = paused ? Math.min(row.endAt, this.now()) : row.endAt;
+    const state = paused ? 'paused' : 'running';
+    const sandbox: RunningSandbox = { ...withTokens(row, this.options.secrets), state, endAt, instance };
+    this.take({ sandbox, announced: !paused, transition: undefined });
+    if (!paused) this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+  }
+
+  /**
+   * Stops taking work and waits for what is under way. `kill` ends every sandbox; `keep` leaves them to the next
+   * process, which adopts them. Bounded; idempotent, the first call decides.
+   */
+  close(options: { onStop: 'keep' | 'kill' }): Promise<void> {
+    this.closing ??= this.shutDown(options.onStop);
+    return this.closing;
+  }
+
+  private async shutDown(onStop: 'keep' | 'kill'): Promise<void> {
+    const starts = [...this.starting.values()];
+    for (const start of starts) start.abort.abort();
+    this.reaper.close();
+    const timeout = new AbortController();
+    const work = async () => {
+      await Promise.all(starts.map((start) => start.settled));
+      if (onStop === 'kill') await Promise.all([...this.live.values()].map((entry) => this.endNow(entry)));
+      else await Promise.all([...this.live.values()].map((entry) => entry.transition));
+      await Promise.all(this.stopping.values());
+    };
+    try {
+      await Promise.race([
+        work(),
+        delay(CLOSE_TIMEOUT_MS, undefined, { signal: timeout.signal }).then(() =>
+          this.options.logger.error(
+            { sandboxes: [...this.stopping.keys()] },
+            'sandboxes did not end in time; the next start ends them',
+          ),
+        ),
+      ]);
+    } finally {
+      timeout.abort();
+      this.stopRetrying.abort();
+    }
+  }
+
+  // --- small things ---------------------------------------------------------------------------------------------
+
+  private entry(
+    teamId: string,
+    id: string,
+    whileEnding: 'not_found' | 'failed_precondition' = 'not_found',
+  ): Entry {
+    const entry = this.live.get(id);
+    if (entry !== undefined && entry.sandbox.teamId === teamId) return entry;
+    if (whileEnding === 'failed_precondition' && this.killing.get(id) === teamId) throw ending(id);
+    throw gone(id);
+  }
+
+  /** For what only makes sense on a running sandbox: a paused one is not found there, a changing one is a conflict. */
+  private runningEntry(teamId: string, id: string): Entry {
+    const entry = this.entry(teamId, id, 'failed_precondition');
+    if (entry.transition !== undefined) {
+      throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is changing its state`);
+    }
+    if (entry.sandbox.state !== 'running') throw gone(id);
+    return entry;
+  }
+
+  private tell(name: keyof SandboxEvents, call: (events: SandboxEvents) => void): void {
+    try {
+      if (this.options.events !== undefined) call(this.options.events);
+    } catch (error) {
+      this.options.logger.error({ event: name, err: error }, 'a listener for sandboxes failed');
+    }
+  }
+}
+
+function running(entry: Entry): RunningSandbox | undefined {
+  return entry.sandbox.state === 'running' ? entry.sandbox : undefined;
+}
+
+function instanceSpec(sandbox: Sandbox): InstanceSpec {
+  return {
+    id: sandbox.id,
+    env: sandbox.env,
+    resources: sandbox.resources,
+    network: sandbox.allowInternetAccess ? 'full' : 'none',
+    labels: { team: sandbox.teamId, template: sandbox.templateId },
+    ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
+    deadlineAt: sandbox.endAt,
+  };
+}
+
+function matches(sandbox: Sandbox, filter: ListFilter): boolean {
+  if (filter.states !== undefined && !filter.states.includes(sandbox.state)) return false;
+  if (filter.templateId !== undefined && filter.templateId !== sandbox.templateId) return false;
+  if (filter.startedAfter !== undefined && sandbox.startedAt < filter.startedAfter) return false;
+  for (const [key, value] of filter.metadata ?? []) {
+    if (!Object.hasOwn(sandbox.metadata, key) || sandbox.metadata[key] !== value) return false;
+  }
+  return true;
+}
+
+function withTokens(row: StoredSandbox, secrets: Secrets): Omit<Sandbox, 'state'> {
+  const { secure, state: _state, ...rest } = row;
+  return {
+    ...rest,
+    accessToken: secure ? secrets.derive('agent', row.id) : undefined,
+    trafficToken: row.allowPublicTraffic ? undefined : secrets.derive('traffic', row.id),
+  };
+}
+
+function newSandboxId(): string {
+  let id = 'i';
+  for (let index = 0; index < 20; index++) id += ID_ALPHABET[crypto.randomInt(ID_ALPHABET.length)];
+  return id;
+}
+
+function fingerprintOf(options: CreateOptions): string {
+  return crypto.createHash('sha256').update(JSON.stringify(options)).digest('hex');
+}
+
+function quoted(id: string): string {
+  return `"${id}"`;
+}
+
+function gone(id: string): ServiceError {
+  return new ServiceError('not_found', `Sandbox ${quoted(id)} doesn't exist or you don't have access to it`);
+}
+
+function ending(id: string): ServiceError {
+  return new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is being killed`);
+}
+
+function keyReused(): ServiceError {
+  return new ServiceError(
+    'failed_precondition',
+    'This Idempotency-Key was already used for a create with other options',
+  );
+}
+
+/** `work`, or `deadline_exceeded` naming what took too long. The work itself goes on; its end is ignored then. */
+async function deadline<T>(work: Promise<T>, timeoutMs: number, what: string): Promise<T> {
+  const timer = new AbortController();
+  work.catch(() => undefined); // reported through the race; after the deadline nobody waits for it
+  try {
+    return await Promise.race([
+      work,
+      delay(timeoutMs, undefined, { signal: timer.signal }).then(() => {
+        throw new ServiceError('deadline_exceeded', `${what} took more than ${timeoutMs / 1000} s`);
+      }),
+    ]);
+  } finally {
+    timer.abort();
+  }
+}
+
+/** `work`, which was given `signal` itself: when it does not give up soon after the abort, it is left to itself. */
+async function giveUp<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  const timer = new AbortController();
+  work.catch(() => undefined); // reported through the race; after the grace nobody waits for it
+  let onAbort: () => void = () => undefined;
+  const abandoned = new Promise<never>((_resolve, reject) => {
+    onAbort = () => {
+      delay(ABORT_GRACE_MS, undefined, { signal: timer.signal }).then(
+        () => reject(new ServiceError('deadline_exceeded', 'The runtime did not give up in time')),
+        () => undefined, // the work has settled
+      );
+    };
+    if (signal.aborted) onAbort();
+    else signal.addEventListener('abort', onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([work, abandoned]);
+  } finally {
+    timer.abort();
+    signal.removeEventListener('abort', onAbort);
+  }
+}

@@ -1,0 +1,243 @@
+import http from 'node:http';
+import net from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { AGENT_PORT } from '../../protocol/routing';
+import { ServiceError } from '../../service/errors';
+import type {
+  Check,
+  Instance,
+  InstanceEnd,
+  InstanceRecord,
+  InstanceSpec,
+  InstanceStats,
+  Runtime,
+} from '../../service/runtime/runtime';
+
+/** A promise with its handles outside. */
+export function gate(): { opened: Promise<void>; open: () => void } {
+  let open: () => void = () => undefined;
+  const opened = new Promise<void>((resolve) => (open = resolve));
+  return { opened, open };
+}
+
+/** One machine: the servers behind its ports are real ones of this process, on loopback. */
+export class FakeMachine {
+  readonly startedAt = Date.now();
+  readonly ended: Promise<InstanceEnd>;
+  state: InstanceRecord['state'] = 'starting';
+  deadlineAt: number;
+  private end: (end: InstanceEnd) => void = () => undefined;
+  private readonly servers = new Map<number, net.Server>();
+  private readonly streams = new Set<Socket>();
+  private thaw = gate();
+
+  constructor(readonly spec: InstanceSpec) {
+    this.deadlineAt = spec.deadlineAt;
+    this.ended = new Promise((resolve) => (this.end = resolve));
+    this.thaw.open();
+  }
+
+  /** Answers a port of the machine with a server of this process, not listening yet. The machine closes it. */
+  async serve(port: number, server: net.Server): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(0, '127.0.0.1', resolve);
+    });
+    this.servers.set(port, server);
+  }
+
+  /** The part of the agent that nearly every test meets. */
+  async serveAgent(): Promise<void> {
+    const { accessToken, env } = this.spec;
+    const agent = http.createServer((req, res) => {
+      void this.thaw.opened.then(() => {
+        if (req.url === '/health') res.writeHead(204).end();
+        else if (accessToken !== undefined && req.headers['x-access-token'] !== accessToken) {
+          res.writeHead(401).end();
+        } else if (req.url === '/envs') res.end(JSON.stringify(env));
+        else res.writeHead(404).end();
+      });
+    });
+    await this.serve(AGENT_PORT, agent);
+  }
+
+  freeze(): void {
+    this.state = 'paused';
+    this.thaw = gate();
+  }
+
+  unfreeze(): void {
+    this.state = 'running';
+    this.thaw.open();
+  }
+
+  dial(port: number): Promise<Socket> {
+    const address = this.servers.get(port)?.address() as AddressInfo | null | undefined;
+    if (this.state === 'dead') return Promise.reject(new ServiceError('unavailable', 'the machine is gone'));
+    if (address == null) return Promise.reject(new ServiceError('not_found', `port ${port} is closed`));
+    return new Promise((resolve, reject) => {
+      const socket = net.connect({ port: address.port, host: '127.0.0.1', allowHalfOpen: true });
+      this.streams.add(socket);
+      socket.once('close', () => this.streams.delete(socket));
+      socket.once('error', reject);
+      socket.once('connect', () => {
+        socket.off('error', reject);
+        socket.on('error', () => undefined); // the one who dialled sees the close
+        resolve(socket);
+      });
+    });
+  }
+
+  /** Ends it: streams are reset, servers closed. Twice is harmless. */
+  shutDown(end: InstanceEnd): void {
+    this.state = 'dead';
+    this.thaw.open();
+    for (const socket of this.streams) socket.resetAndDestroy();
+    for (const server of this.servers.values()) {
+      server.close();
+      if (server instanceof http.Server) server.closeAllConnections();
+    }
+    this.servers.clear();
+    this.end(end);
+  }
+}
+
+/** What outlives one runtime object, as an engine does: the machines. And the script of what goes wrong. */
+export class FakeEngine {
+  readonly machines = new Map<string, FakeMachine>();
+  /** Machines that ever were, in the order of their starts. */
+  readonly started: string[] = [];
+  checks: Check[] = [{ name: 'engine', ok: true }];
+  /** Run before the thing of their name; they may wait or throw. */
+  beforeStart: (spec: InstanceSpec, signal: AbortSignal | undefined) => Promise<void> = () =>
+    Promise.resolve();
+  beforeStop: (id: string) => Promise<void> = () => Promise.resolve();
+  beforePause: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeResume: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
+
+  machine(id: string): FakeMachine {
+    const machine = this.machines.get(id);
+    if (machine === undefined) throw new ServiceError('not_found', `no machine ${id}`);
+    return machine;
+  }
+
+  /** The machine dies by itself. */
+  kill(id: string): void {
+    const machine = this.machine(id);
+    this.machines.delete(id);
+    machine.shutDown({ reason: 'exited', detail: 'killed from outside' });
+  }
+}
+
+function refuseAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted)
+    throw new ServiceError('unavailable', 'the start was given up', { cause: signal.reason });
+}
+
+/** The in-memory `Runtime`: obeys the runtime suite, starts in no time, isolates nothing. */
+export class FakeRuntime implements Runtime {
+  readonly name = 'fake';
+  readonly caveats = ['Nothing is isolated.'];
+  private closed = false;
+
+  constructor(readonly engine: FakeEngine = new FakeEngine()) {}
+
+  check(): Promise<Check[]> {
+    return Promise.resolve(this.engine.checks);
+  }
+
+  async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
+    refuseAborted(signal);
+    if (this.engine.machines.has(spec.id)) {
+      throw new ServiceError('already_exists', `there is a machine ${spec.id}`);
+    }
+    const machine = new FakeMachine(spec);
+    this.engine.machines.set(spec.id, machine);
+    this.engine.started.push(spec.id);
+    try {
+      await machine.serveAgent();
+      await this.engine.beforeStart(spec, signal);
+      await nextTurn();
+      refuseAborted(signal);
+      if (machine.state === 'dead')
+        throw new ServiceError('unavailable', 'the machine died while it started');
+    } catch (error) {
+      this.engine.machines.delete(spec.id);
+      machine.shutDown({ reason: 'stopped' });
+      throw error;
+    }
+    machine.state = 'running';
+    return this.handle(machine);
+  }
+
+  private handle(machine: FakeMachine): Instance {
+    return {
+      id: machine.spec.id,
+      gatewayToken: `gateway-${machine.spec.id}`,
+      ended: machine.ended,
+      dial: (port, options) => {
+        if (this.closed) return Promise.reject(new ServiceError('unavailable', 'the runtime is closed'));
+        if (options?.signal?.aborted) return Promise.reject(new ServiceError('unavailable', 'given up'));
+        return machine.dial(port);
+      },
+      setDeadline: (deadlineAt) => {
+        machine.deadlineAt = deadlineAt;
+        return Promise.resolve();
+      },
+    };
+  }
+
+  list(): Promise<InstanceRecord[]> {
+    const records = [...this.engine.machines.values()].map(({ spec, state, startedAt }) => ({
+      id: spec.id,
+      state,
+      startedAt,
+      labels: { ...spec.labels },
+    }));
+    return Promise.resolve(records);
+  }
+
+  async adopt(id: string): Promise<Instance> {
+    await this.engine.beforeAdopt(id);
+    return this.handle(this.engine.machine(id));
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.engine.beforePause(id);
+    const machine = this.engine.machine(id);
+    if (machine.state !== 'running') throw new ServiceError('failed_precondition', 'it does not run');
+    machine.freeze();
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.engine.beforeResume(id);
+    const machine = this.engine.machine(id);
+    if (machine.state !== 'paused') throw new ServiceError('failed_precondition', 'it is not paused');
+    machine.unfreeze();
+  }
+
+  async stop(id: string): Promise<void> {
+    await this.engine.beforeStop(id);
+    const machine = this.engine.machines.get(id);
+    this.engine.machines.delete(id);
+    machine?.shutDown({ reason: 'stopped' });
+  }
+
+  async stats(id: string): Promise<InstanceStats> {
+    const { resources } = this.engine.machine(id).spec;
+    await nextTurn();
+    return {
+      cpuMs: 250,
+      memoryBytes: 50 * 1_048_576,
+      memoryLimitBytes: resources.memoryMB * 1_048_576,
+      pids: 7,
+    };
+  }
+
+  close(): Promise<void> {
+    this.closed = true;
+    return Promise.resolve();
+  }
+}

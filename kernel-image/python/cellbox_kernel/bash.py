@@ -1,7 +1,7 @@
 """The bash kernel: bash_kernel without its waits.
 
-pexpect waits 50 ms before every line it sends, for programs that turn the terminal's echo off late. Bash is started with
-echo off, so nothing is gained: without the wait a kernel is ready 2 s earlier and a cell takes 1 ms instead of 100.
+pexpect waits 50 ms before every line it sends, for programs that turn the terminal's echo off late. Bash is started
+with echo off, so nothing is gained: without the wait a kernel is ready 2 s earlier, a cell takes 1 ms instead of 100.
 """
 
 from __future__ import annotations

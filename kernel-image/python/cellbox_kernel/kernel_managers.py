@@ -63,6 +63,8 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
     """One kernel process, restarted with the environment and directory that it was first started with."""
 
     restarter_class = Type(CellboxKernelRestarter)
+    # What the client that started the kernel wants to be told again of it.
+    client_metadata: dict[str, Any] | None = None
     # Upper bound of a polite shutdown, in seconds; then SIGTERM and SIGKILL.
     shutdown_wait_time = 2.0
 
@@ -99,7 +101,14 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         kwargs["env"] = kernel_environment(os.environ, kwargs.get("env") or {}, cwd)
         kwargs["cwd"] = cwd
         kwargs.pop("path", None)  # a notebook path decides nothing here
-        return await super().start_kernel(*args, **kwargs)
+        metadata = kwargs.pop("metadata", None)
+        kernel_id = await super().start_kernel(*args, **kwargs)
+        self.get_kernel(kernel_id).client_metadata = metadata
+        return kernel_id
+
+    def kernel_model(self, kernel_id: str) -> dict[str, Any]:
+        """The stock model, with the metadata that the kernel was started with."""
+        return super().kernel_model(kernel_id) | {"metadata": self.get_kernel(kernel_id).client_metadata}
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
         """Restarts the process; open connections then speak to the new one and to nothing older."""

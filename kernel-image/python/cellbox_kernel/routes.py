@@ -18,6 +18,9 @@ from tornado import web
 from .environment import cwd_problem, env_problem
 
 
+MAX_METADATA = 16 * 1024
+
+
 class ConstantTimeTokenMixin:
     """Checks `Authorization: token <value>` or `?token=<value>` before anything else; 401 without it."""
 
@@ -34,7 +37,10 @@ class ConstantTimeTokenMixin:
 
 
 class MainKernelHandler(CORSMixin, JSONErrorsMixin, server_handlers.MainKernelHandler):
-    """`GET /api/kernels` lists the kernels; `POST` starts one from `{"name"?, "env"?, "cwd"?}`."""
+    """`GET /api/kernels` lists the kernels; `POST` starts one from `{"name"?, "env"?, "cwd"?, "metadata"?}`.
+
+    `metadata` is the client's: an object that the kernel's model shows again, for a client that lost its memory.
+    """
 
     @web.authenticated
     @authorized
@@ -51,6 +57,9 @@ class MainKernelHandler(CORSMixin, JSONErrorsMixin, server_handlers.MainKernelHa
             return self._refuse(400, problem)
         if cwd is not None and (problem := cwd_problem(cwd)):
             return self._refuse(400, problem)
+        metadata = body.get("metadata")
+        if metadata is not None and (not isinstance(metadata, dict) or len(json.dumps(metadata)) > MAX_METADATA):
+            return self._refuse(400, f"metadata must be an object of at most {MAX_METADATA} characters of JSON")
         name = "python3" if name == "python" else name
         try:
             self.kernel_spec_manager.get_kernel_spec(name)
@@ -61,7 +70,7 @@ class MainKernelHandler(CORSMixin, JSONErrorsMixin, server_handlers.MainKernelHa
             )
             return self._refuse(404, message, short_message=f"{name} not found")
         try:
-            kernel_id = await self.kernel_manager.start_kernel(kernel_name=name, env=env, cwd=cwd)
+            kernel_id = await self.kernel_manager.start_kernel(kernel_name=name, env=env, cwd=cwd, metadata=metadata)
         except OSError as error:
             return self._refuse(500, f"The '{name}' kernel could not be started: {error}")
         self.set_header("Location", url_path_join(self.base_url, "api", "kernels", url_escape(kernel_id)))

@@ -102,6 +102,21 @@ def test_kernels_are_listed_and_a_deleted_one_is_gone(gateway):
     assert gateway.request("DELETE", f"/api/kernels/{kernel.id}")[0] == 404
 
 
+def test_a_kernels_model_shows_the_clients_metadata_again(gateway):
+    metadata = {"cellbox": {"id": "context", "cwd": "/h\u00e9"}}
+    kernel = gateway.start_kernel(metadata=metadata)
+    gateway.request("POST", f"/api/kernels/{kernel.id}/restart")
+    _, models = gateway.request("GET", "/api/kernels")
+    assert [model["metadata"] for model in models if model["id"] == kernel.id] == [metadata]
+
+
+@pytest.mark.parametrize("metadata", ["text", {"a": "x" * 20_000}])
+def test_metadata_that_is_no_object_or_too_large_is_refused(gateway, metadata):
+    status, answer = gateway.request("POST", "/api/kernels", {"metadata": metadata})
+    assert status == 400
+    assert "metadata must be an object" in answer["message"]
+
+
 def test_sigterm_ends_the_gateway_and_its_kernels(tmp_path):
     gateway = Gateway(str(tmp_path))
     kernel = gateway.start_kernel()

@@ -1,0 +1,219 @@
+import { createHash, randomUUID } from 'node:crypto';
+import type { Socket } from 'node:net';
+import type { Context as ContextListing } from '../../protocol/interpreter';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import { Context } from './context';
+import { Gateway } from './gateway';
+import type { KernelModel } from './gateway';
+import { findLanguage } from './languages';
+
+/** Listed from the start, in this order; the first one's kernel starts with the sandbox. */
+const DEFAULT_LANGUAGES = ['python', 'javascript'];
+const ADOPT_RETRY_MS = 200;
+
+/** What the interpreter is given of a sandbox: enough to reach its kernels. */
+export interface Machine {
+  /** The sandbox's id. */
+  readonly id: string;
+  /** Environment of the sandbox, given to every kernel. */
+  readonly env: Record<string, string>;
+  readonly gatewayToken: string;
+  /** Settles once, never rejects. */
+  readonly ended: Promise<unknown>;
+  /** See `Instance.dial`. */
+  dial(port: number, options?: { signal?: AbortSignal }): Promise<Socket>;
+}
+
+export interface ContextsOptions {
+  machine: Machine;
+  kernelTimeoutMs: number;
+  home: string;
+  logger: Logger;
+}
+
+/**
+ * The contexts of one machine, oldest first, and its connection to the gateway. `close` lets go of all of them and
+ * leaves the kernels running; it is idempotent.
+ */
+export class Contexts {
+  readonly gateway: Gateway;
+  private readonly contexts = new Map<string, Context>();
+  /** Not listed yet: the gateway has not said whether it can start their kernels. */
+  private readonly unlisted = new Set<Context>();
+  private readonly logger: Logger;
+  private adopting: Promise<void> | undefined;
+  private closed = false;
+
+  constructor(private readonly options: ContextsOptions) {
+    const { machine, logger } = options;
+    this.logger = logger.child({ sandboxId: machine.id });
+    this.gateway = new Gateway((port, dialOptions) => machine.dial(port, dialOptions), machine.gatewayToken);
+  }
+
+  /** Resolves when the contexts are known; undefined when they are, so that nobody need wait. */
+  get whenKnown(): Promise<void> | undefined {
+    return this.adopting;
+  }
+
+  /** A fresh machine: lists the defaults, and starts the first one's kernel in the background. */
+  prepare(): void {
+    const later = [...this.contexts.values()];
+    this.contexts.clear();
+    for (const language of DEFAULT_LANGUAGES) {
+      const existing = later.find((each) => each.isDefault && each.languageName === language);
+      this.add(existing ?? this.make(language, this.options.home, true, { id: this.firstId(language) }));
+    }
+    for (const context of later) this.add(context);
+    this.forLanguage(DEFAULT_LANGUAGES[0] ?? '')
+      .connect()
+      .catch((error: unknown) => {
+        if (!this.closed) this.logger.warn({ err: error }, 'the default kernel did not start');
+      });
+  }
+
+  /** A machine with a past: takes over the kernels that run there, then sees to the defaults. Never rejects. */
+  adopt(): Promise<void> {
+    this.adopting ??= this.takeOver().finally(() => (this.adopting = undefined));
+    return this.adopting;
+  }
+
+  list(): ContextListing[] {
+    return [...this.contexts.values()].map(listing);
+  }
+
+  get(id: string): Context {
+    const context = this.contexts.get(id);
+    if (context === undefined) throw new ServiceError('not_found', `Context ${id} not found`);
+    return context;
+  }
+
+  /** The default context of a language (normalised), made when there is none. Its kernel starts at the first use. */
+  forLanguage(language: string): Context {
+    for (const context of this.contexts.values()) {
+      if (context.isDefault && context.languageName === language) return context;
+    }
+    return this.add(this.make(language, this.options.home, true));
+  }
+
+  /** Resolves when its kernel is being started, rejects as `Context.spawned` and forgets the context. */
+  async create(language: string, cwd: string): Promise<Context> {
+    const context = this.make(language, cwd, false);
+    this.unlisted.add(context);
+    try {
+      await context.spawned();
+    } catch (error) {
+      context.close({ type: 'lost' });
+      throw error;
+    } finally {
+      this.unlisted.delete(context);
+    }
+    if (this.closed) throw new ServiceError('unavailable', 'The sandbox has ended');
+    return this.add(context);
+  }
+
+  /** Forgets a context that never came to be. Defaults that are always listed stay, for the next try. */
+  discard(context: Context): void {
+    if (context.isDefault && DEFAULT_LANGUAGES.includes(context.languageName)) return;
+    this.contexts.delete(context.id);
+    context.close({ type: 'lost' });
+  }
+
+  async remove(id: string): Promise<void> {
+    const context = this.get(id);
+    this.contexts.delete(id);
+    await context.remove();
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.closed = true;
+    for (const context of [...this.contexts.values(), ...this.unlisted])
+      context.close({ type: 'sandbox_ended' });
+    this.contexts.clear();
+    this.gateway.close();
+  }
+
+  /** The id of a default context that is listed from the start: the same after a restart of the service. */
+  private firstId(language: string): string {
+    const hash = createHash('sha256').update(`${this.options.machine.id}/${language}`).digest('hex');
+    return hash.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*$/, '$1-$2-8$3-8$4-$5'); // as UUIDs of one's own making
+  }
+
+  private make(
+    language: string,
+    cwd: string,
+    isDefault: boolean,
+    existing: { id?: string; kernelId?: string; createdAt?: number } = {},
+  ): Context {
+    const { machine, home, kernelTimeoutMs } = this.options;
+    return new Context({
+      id: randomUUID(),
+      language,
+      cwd,
+      isDefault,
+      createdAt: Date.now(),
+      gateway: this.gateway,
+      env: machine.env,
+      home,
+      kernelTimeoutMs,
+      logger: this.logger,
+      ...existing,
+    });
+  }
+
+  private add(context: Context): Context {
+    this.contexts.set(context.id, context);
+    return context;
+  }
+
+  private async takeOver(): Promise<void> {
+    const deadline = Date.now() + this.options.kernelTimeoutMs;
+    while (!this.closed) {
+      try {
+        const kernels = await this.gateway.listKernels();
+        const age = (kernel: KernelModel): number => kernel.metadata?.cellbox.created_at ?? 0;
+        for (const kernel of kernels.sort((a, b) => age(a) - age(b))) await this.adoptKernel(kernel);
+        break;
+      } catch (error) {
+        if (Date.now() > deadline) {
+          this.logger.warn({ err: error }, 'running kernels could not be taken over');
+          break;
+        }
+        // The gateway may be on its way up.
+        await new Promise((resolve) => setTimeout(resolve, ADOPT_RETRY_MS));
+      }
+    }
+    if (!this.closed) this.prepare();
+  }
+
+  private async adoptKernel(kernel: KernelModel): Promise<void> {
+    const record = kernel.metadata?.cellbox;
+    const language = record?.language ?? languageOfKernel(kernel.name);
+    const known = [...this.contexts.values()];
+    const isDefault =
+      record?.is_default ?? !known.some((context) => context.isDefault && context.languageName === language);
+    const id = record?.id ?? kernel.id;
+    if (this.contexts.has(id)) return;
+    const createdAt = record?.created_at ?? Date.now();
+    const cwd = record?.cwd ?? this.options.home;
+    this.add(this.make(language, cwd, isDefault, { id, kernelId: kernel.id, createdAt }));
+    if (kernel.execution_state === 'busy') {
+      // Whoever ran this has lost the stream when the last service ended: for the kernel, a client that went away.
+      await this.gateway
+        .interruptKernel(kernel.id)
+        .catch((error: unknown) =>
+          this.logger.warn({ err: error }, 'a busy kernel could not be interrupted'),
+        );
+    }
+  }
+}
+
+export function listing(context: Context): ContextListing {
+  return { id: context.id, language: context.languageName, cwd: context.cwd };
+}
+
+function languageOfKernel(kernelName: string): string {
+  const name = kernelName === 'python3' ? 'python' : kernelName;
+  return findLanguage(name)?.name ?? name;
+}

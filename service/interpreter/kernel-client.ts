@@ -1,0 +1,319 @@
+import { KernelConnection } from '@jupyterlab/services/lib/kernel';
+import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
+import { serialize } from '@jupyterlab/services/lib/kernel/serialize';
+import { ServerConnection } from '@jupyterlab/services/lib/serverconnection';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import { GATEWAY_HOST } from './gateway';
+import type { Gateway } from './gateway';
+import { deserializeMessage, KernelSocket } from './kernel-socket';
+import type { KernelError } from './languages';
+import { toErrorEvent } from './outputs';
+
+/** A lost channel is taken up again within this time, or given up. The gateway keeps what is said meanwhile. */
+const RECONNECT_GRACE_MS = 6_000;
+const FIRST_RETRY_MS = 50;
+const MAX_RETRY_MS = 1_000;
+/** A kernel_info_request can fall between two chairs while a kernel starts. */
+const ASK_AGAIN_MS = 3_000;
+
+/**
+ * Why a client is of no more use. `restarting`: the gateway starts the kernel anew after it died; `dead`: the kernel
+ * is gone for good; `lost`: it can't be reached; `closed`: we did it.
+ */
+export type KernelEnd = 'restarting' | 'dead' | 'lost' | 'closed';
+
+/** Whoever uses the kernel now. Called at most once each. */
+export interface KernelUser {
+  onKernelEnd(end: KernelEnd): void;
+  /** The channel was lost and is back, and the kernel has answered everything asked before. */
+  onRecovered(): void;
+}
+
+export interface KernelRequest {
+  /** Forgets the request: nothing of it is delivered any more. It may still run in the kernel. */
+  dispose(): void;
+}
+
+export interface RequestHandlers {
+  onMessage(message: KernelMessage.IIOPubMessage): void;
+  onReply(reply: KernelMessage.IExecuteReplyMsg): void;
+}
+
+export interface KernelClientOptions {
+  gateway: Gateway;
+  kernelId: string;
+  kernelName: string;
+  /** From now until the kernel has answered for the first time. */
+  readyTimeoutMs: number;
+  logger: Logger;
+  onEnd: (end: KernelEnd) => void;
+}
+
+type Serializer = ServerConnection.ISettings['serializer'];
+
+/** jupyterlab's connection without its own ideas about reconnecting, and without promises that reject unheard. */
+class Connection extends KernelConnection {
+  private onInfo: (() => void) | undefined;
+
+  constructor(options: ConstructorParameters<typeof KernelConnection>[0], onInfo: () => void) {
+    super(options);
+    this.onInfo = onInfo;
+    this.info.catch(() => undefined); // a kernel that answers kernel_info with an error can run code all the same
+  }
+
+  /** Asked for by the connection itself when the gateway restarts a kernel; we make a new connection then. */
+  override async reconnect(): Promise<void> {}
+
+  /** Opens a new socket for the same session; requests stay what they are. */
+  redial(): void {
+    super.reconnect().catch(() => undefined); // it rejects when disposed meanwhile
+  }
+
+  override async requestKernelInfo(): Promise<KernelMessage.IInfoReplyMsg | undefined> {
+    try {
+      const reply = await super.requestKernelInfo();
+      if (reply !== undefined) this.onInfo?.();
+      return reply;
+    } catch {
+      return undefined; // not connected just now, or disposed: asked again when it matters
+    }
+  }
+}
+
+/**
+ * One session with one kernel process, over one WebSocket at a time. Ends exactly once; a restarted kernel gets a new
+ * client. Holds a connection and timers until then: the owner calls `close`, which is idempotent.
+ */
+export class KernelClient {
+  readonly kernelId: string;
+  /** Requests of our own so far; some kernels number them like the user's. */
+  silentRequests = 0;
+  /** Set by whoever has the kernel's turn; undefined between turns. */
+  user: KernelUser | undefined;
+  private readonly connection: Connection;
+  private socket: KernelSocket | undefined;
+  private state: KernelEnd | 'connecting' | 'ready' = 'connecting';
+  private everReady = false;
+  /** It was up, is down, and the grace is running. */
+  private lost = false;
+  /** Those who wait for the kernel to answer. */
+  private waiting: Array<() => void> = [];
+  /** Those who want to know when it never will. */
+  private readonly failing = new Set<(error: Error) => void>();
+  private giveUp: NodeJS.Timeout | undefined;
+  private retry: NodeJS.Timeout | undefined;
+  private readonly askAgain: NodeJS.Timeout;
+  private retryMs = FIRST_RETRY_MS;
+
+  constructor(private readonly options: KernelClientOptions) {
+    const { gateway, kernelId, kernelName } = options;
+    this.kernelId = kernelId;
+    this.connection = new Connection(
+      {
+        model: { id: kernelId, name: kernelName },
+        serverSettings: this.serverSettings(gateway),
+        username: 'cellbox',
+        handleComms: false,
+        kernelInfoTimeout: options.readyTimeoutMs,
+      },
+      () => this.onInfo(),
+    );
+    this.connection.statusChanged.connect((_connection, status) => {
+      if (status === 'restarting' || status === 'autorestarting') this.finish('restarting');
+      else if (status === 'dead') this.finish('dead');
+    });
+    this.connection.connectionStatusChanged.connect((_connection, status) => {
+      // Back within the grace. A busy kernel answers later; until then its output flows again.
+      if (status !== 'connected' || !this.everReady) return;
+      clearTimeout(this.giveUp);
+      this.lost = false;
+    });
+    this.giveUp = setTimeout(() => this.finish('lost'), options.readyTimeoutMs);
+    this.askAgain = setInterval(() => {
+      void this.connection.requestKernelInfo();
+    }, ASK_AGAIN_MS);
+  }
+
+  get isReady(): boolean {
+    return this.state === 'ready';
+  }
+
+  /** Why it ended; undefined while it may be used. */
+  get end(): KernelEnd | undefined {
+    return this.state === 'connecting' || this.state === 'ready' ? undefined : this.state;
+  }
+
+  /** Resolves when the kernel answers, rejects with `unavailable` when it never will on this client. */
+  whenReady(): Promise<void> {
+    if (this.state === 'ready') return Promise.resolve();
+    if (this.end !== undefined) return Promise.reject(this.endError());
+    return new Promise((resolve, reject) => {
+      this.failing.add(reject);
+      this.waiting.push(() => {
+        this.failing.delete(reject);
+        resolve();
+      });
+    });
+  }
+
+  /** Sends code. @throws Error when the kernel is gone; the user hears of that too. */
+  execute(
+    code: string,
+    options: { silent: boolean; metadata?: Record<string, string | object> },
+    handlers: RequestHandlers,
+  ): KernelRequest {
+    if (options.silent) this.silentRequests++;
+    const future = this.connection.requestExecute(
+      {
+        code,
+        silent: options.silent,
+        store_history: !options.silent,
+        allow_stdin: false,
+        // We never send a second request before the first has ended, so there is nothing to abort. With `true` a
+        // kernel that is still busy aborting would refuse the next cell of a quick client.
+        stop_on_error: false,
+      },
+      false,
+      options.metadata as Parameters<KernelConnection['requestExecute']>[2],
+    );
+    future.onIOPub = (message) => handlers.onMessage(message);
+    future.onReply = (reply) => handlers.onReply(reply);
+    return { dispose: () => future.dispose() };
+  }
+
+  /**
+   * Runs code of our own and resolves when the kernel has replied, with the error when the code failed. Rejects with
+   * `deadline_exceeded` or, when the kernel ends, `unavailable`; then it may still run later.
+   */
+  async runSilently(code: string, deadlineMs: number): Promise<KernelError | undefined> {
+    const { promise, resolve, reject } = withResolvers<KernelError | undefined>();
+    const timer = setTimeout(
+      () => reject(new ServiceError('deadline_exceeded', 'The kernel did not answer in time')),
+      deadlineMs,
+    );
+    this.failing.add(reject);
+    const onReply: RequestHandlers['onReply'] = ({ content }) => {
+      const { name, value, traceback } = toErrorEvent(content as object);
+      resolve(content.status === 'error' ? { name, value, traceback } : undefined);
+    };
+    let request: KernelRequest | undefined;
+    try {
+      request = this.execute(code, { silent: true }, { onMessage: () => undefined, onReply });
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+      this.failing.delete(reject);
+      request?.dispose();
+    }
+  }
+
+  pause(): void {
+    this.socket?.pause();
+  }
+
+  resume(): void {
+    this.socket?.resume();
+  }
+
+  close(): void {
+    this.finish('closed');
+  }
+
+  private serverSettings(gateway: Gateway): ServerConnection.ISettings {
+    const { logger, kernelId, readyTimeoutMs } = this.options;
+    const connect = (url: string, protocols: string[]): KernelSocket => {
+      const socket = new KernelSocket(url, protocols, {
+        headers: gateway.headers,
+        connect: () => gateway.connect(),
+        handshakeTimeoutMs: readyTimeoutMs,
+        onDown: (status) => {
+          if (this.socket === socket) this.onDown(status);
+        },
+        onBadMessage: (error) => logger.warn({ err: error, kernelId }, 'left out a malformed kernel message'),
+      });
+      this.socket = socket;
+      return socket;
+    };
+    return ServerConnection.makeSettings({
+      baseUrl: `http://${GATEWAY_HOST}/`,
+      wsUrl: `ws://${GATEWAY_HOST}/`,
+      appendToken: false,
+      // A constructor may return another object; the connection uses only what KernelSocket has.
+      WebSocket: function (url: string, protocols: string[]) {
+        return connect(url, protocols);
+      } as never,
+      serializer: { serialize, deserialize: deserializeMessage as Serializer['deserialize'] },
+    });
+  }
+
+  private onInfo(): void {
+    if (this.state !== 'connecting') return;
+    clearTimeout(this.giveUp);
+    clearInterval(this.askAgain);
+    const recovered = this.everReady;
+    this.everReady = true;
+    this.state = 'ready';
+    this.retryMs = FIRST_RETRY_MS;
+    const waiting = this.waiting;
+    this.waiting = [];
+    for (const resolve of waiting) resolve();
+    if (recovered) this.user?.onRecovered();
+  }
+
+  private onDown(status: number | undefined): void {
+    if (this.end !== undefined) return;
+    if (status === 404) {
+      this.finish('dead'); // the gateway was started anew and knows nothing of this kernel
+      return;
+    }
+    this.state = 'connecting';
+    if (this.everReady && !this.lost) {
+      this.lost = true;
+      this.giveUp = setTimeout(() => this.finish('lost'), RECONNECT_GRACE_MS);
+    }
+    this.retry = setTimeout(() => this.connection.redial(), this.retryMs);
+    this.retryMs = Math.min(2 * this.retryMs, MAX_RETRY_MS);
+  }
+
+  private finish(end: KernelEnd): void {
+    if (this.end !== undefined) return;
+    this.state = end;
+    clearTimeout(this.giveUp);
+    clearTimeout(this.retry);
+    clearInterval(this.askAgain);
+    this.waiting = [];
+    for (const reject of this.failing) reject(this.endError());
+    this.failing.clear();
+    const user = this.user;
+    this.user = undefined;
+    this.connection.dispose();
+    this.socket?.close();
+    user?.onKernelEnd(end);
+    this.options.onEnd(end);
+  }
+
+  private endError(): ServiceError {
+    const messages: Record<KernelEnd, string> = {
+      restarting: 'The kernel died and is being restarted',
+      dead: 'The kernel died',
+      lost: 'The kernel did not answer in time',
+      closed: 'The context was closed',
+    };
+    return new ServiceError('unavailable', messages[this.end ?? 'lost']);
+  }
+}
+
+function withResolvers<Value>(): {
+  promise: Promise<Value>;
+  resolve: (value: Value) => void;
+  reject: (error: Error) => void;
+} {
+  let resolve!: (value: Value) => void;
+  let reject!: (error: Error) => void;
+  const promise = new Promise<Value>((onResolve, onReject) => {
+    resolve = onResolve;
+    reject = onReject;
+  });
+  return { promise, resolve, reject };
+}

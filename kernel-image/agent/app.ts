@@ -1,0 +1,205 @@
+import http from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { HEADERS } from '../../protocol/routing';
+import { HttpError, sendError, sendJson } from './http-error';
+import { applyInit, globalEnv, sameSecret } from './state';
+import type { AgentState } from './state';
+import { download } from './download';
+import { checkSignature } from './signed-files';
+import { upload } from './upload';
+import type { Users } from './users';
+
+/** Version of the reference whose behaviour callers may count on. */
+const ENVD_VERSION = '0.6.13';
+/** Node's default would cut a connection that a proxy's pool still counts on. */
+const KEEP_ALIVE_MS = 640_000;
+const MAX_INIT_BYTES = 8 * 1024 * 1024;
+
+/** What the HTTP surface works on. `state` is replaced as a whole at each `/init`. */
+export interface AgentContext {
+  state: AgentState;
+  users: Users;
+  onState: (state: AgentState) => void;
+}
+
+const RPC_PATH = /^\/(?:process\.Process|filesystem\.Filesystem)\/[A-Za-z]+$/;
+const STREAM_TYPE = /^application\/connect\+(json|proto)$/;
+/** Paths that ask for the token themselves, or for none. */
+const OPEN_ROUTES = new Set(['GET /health', 'GET /files', 'POST /files', 'POST /init']);
+
+type Route = (
+  context: AgentContext,
+  request: IncomingMessage,
+  response: ServerResponse,
+  query: URLSearchParams,
+) => void | Promise<void>;
+
+/** Exact paths: a prefix `/files` would also catch the file system's RPCs. */
+const ROUTES: Record<string, Record<string, Route>> = {
+  '/health': {
+    GET: (_context, _request, response) => {
+      response.writeHead(204, { 'Cache-Control': 'no-store' }).end();
+    },
+  },
+  '/envs': {
+    GET: (context, _request, response) => {
+      response.setHeader('Cache-Control', 'no-store');
+      sendJson(response, 200, globalEnv(context.state));
+    },
+  },
+  '/init': { POST: init },
+  '/files': {
+    GET: async (context, request, response, query) => {
+      checkSignature(context.state, request, query, 'read');
+      await download(context, request, response, query);
+    },
+    POST: async (context, request, response, query) => {
+      checkSignature(context.state, request, query, 'write');
+      sendJson(response, 200, await upload(context, request, query));
+    },
+  },
+  '/files/compose': { POST: notYet },
+  '/metrics': { GET: notYet },
+};
+
+/** The agent's HTTP server. It listens nowhere by itself: connections come from the tunnel or a loopback listener. */
+export function createApp(context: AgentContext): http.Server {
+  const server = http.createServer((request, response) => {
+    void answer(context, request, response).catch((error: unknown) => sendError(response, error));
+  });
+  // Uploads may take hours; an idle one is bounded by upload.ts.
+  server.requestTimeout = 0;
+  server.keepAliveTimeout = KEEP_ALIVE_MS;
+  server.headersTimeout = KEEP_ALIVE_MS + 10_000;
+  return server;
+}
+
+async function answer(
+  context: AgentContext,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  // Whatever arrives after an early answer is read and dropped, so that the client gets to see the answer.
+  response.once('finish', () => request.resume());
+  setCors(response);
+  if (request.method === 'OPTIONS' && request.headers['access-control-request-method'] !== undefined) {
+    preflight(request, response);
+    return;
+  }
+  const [path = '', search = ''] = (request.url ?? '').split(/\?(.*)/s);
+  const method = request.method ?? '';
+  checkToken(context.state, request, `${method} ${path}`);
+  if (RPC_PATH.test(path)) {
+    await answerRpc(context, request, response, path, method);
+    return;
+  }
+  await checkBasicUser(context, request);
+  const route = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined;
+  if (route === undefined) throw new HttpError(404, `no such path: ${path}`);
+  const handle = Object.hasOwn(route, method) ? route[method] : undefined;
+  if (handle === undefined) {
+    response.setHeader('Allow', Object.keys(route).join(', '));
+    throw new HttpError(405, `${path} does not answer ${method}`);
+  }
+  await handle(context, request, response, new URLSearchParams(search));
+}
+
+function setCors(response: ServerResponse): void {
+  response.setHeader('Access-Control-Allow-Origin', '*');
+  response.setHeader(
+    'Access-Control-Expose-Headers',
+    'Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Location, Cache-Control, X-Content-Type-Options',
+  );
+}
+
+function preflight(request: IncomingMessage, response: ServerResponse): void {
+  const wanted = request.headers['access-control-request-headers'];
+  response.setHeader('Access-Control-Allow-Methods', 'HEAD, GET, POST, PUT, PATCH, DELETE');
+  // Echoed: a literal `*` does not cover Authorization in browsers.
+  if (wanted !== undefined) response.setHeader('Access-Control-Allow-Headers', wanted);
+  response.setHeader('Access-Control-Max-Age', '7200');
+  response.setHeader('Vary', 'Access-Control-Request-Headers');
+  response.writeHead(204).end();
+}
+
+function checkToken(state: AgentState, request: IncomingMessage, route: string): void {
+  if (state.accessToken === undefined || OPEN_ROUTES.has(route)) return;
+  const given = request.headers[HEADERS.accessToken];
+  if (typeof given !== 'string' || !sameSecret(given, state.accessToken)) {
+    throw new HttpError(401, 'unauthorized: the X-Access-Token header is missing or wrong');
+  }
+}
+
+/** A caller who names a user by Basic auth names one that exists. The password counts for nothing. */
+async function checkBasicUser(context: AgentContext, request: IncomingMessage): Promise<void> {
+  const [scheme, encoded] = (request.headers.authorization ?? '').split(' ');
+  if (scheme?.toLowerCase() !== 'basic' || encoded === undefined) return;
+  const name = Buffer.from(encoded, 'base64').toString('utf8').split(':', 1)[0] ?? '';
+  try {
+    await context.users.find(name);
+  } catch (error) {
+    const failure = HttpError.from(error);
+    if (failure.status !== 401) throw failure;
+    throw new HttpError(401, `invalid username: ${failure.message}`, { code: 'unauthenticated' });
+  }
+}
+
+/** Every RPC answers `unimplemented`, in the form that its kind of call expects. */
+async function answerRpc(
+  context: AgentContext,
+  request: IncomingMessage,
+  response: ServerResponse,
+  path: string,
+  method: string,
+): Promise<void> {
+  if (method !== 'POST') {
+    response.setHeader('Allow', 'POST');
+    throw new HttpError(405, `${path} does not answer ${method}`);
+  }
+  const contentType = (request.headers['content-type'] ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? '';
+  let failure = new HttpError(501, `${path.slice(1)} is not supported yet`, { code: 'unimplemented' });
+  try {
+    await checkBasicUser(context, request);
+  } catch (error) {
+    failure = HttpError.from(error);
+  }
+  if (!STREAM_TYPE.test(contentType)) throw failure;
+  // A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is.
+  const end = Buffer.from(JSON.stringify({ error: { code: failure.code, message: failure.message } }));
+  const head = Buffer.alloc(5);
+  head.writeUInt8(2, 0);
+  head.writeUInt32BE(end.length, 1);
+  response.writeHead(200, { 'Content-Type': contentType });
+  response.end(Buffer.concat([head, end]));
+}
+
+async function init(
+  context: AgentContext,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  response.setHeader('X-Envd-Version', ENVD_VERSION);
+  const chunks: Buffer[] = [];
+  let length = 0;
+  // Stopping early must not close the request: that would take the answer with it.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    length += chunk.length;
+    if (length > MAX_INIT_BYTES) throw new HttpError(413, `the body is larger than ${MAX_INIT_BYTES} bytes`);
+    chunks.push(chunk);
+  }
+  const text = Buffer.concat(chunks).toString('utf8').trim();
+  let body: unknown = {};
+  try {
+    if (text !== '') body = JSON.parse(text);
+  } catch (error) {
+    throw new HttpError(400, 'the body is not valid JSON', { cause: error });
+  }
+  // No await between reading and writing the state: calls apply one after another.
+  context.state = applyInit(context.state, body);
+  context.onState(context.state);
+  response.writeHead(204, { 'Cache-Control': 'no-store' }).end();
+}
+
+function notYet(_context: AgentContext, request: IncomingMessage): never {
+  throw new HttpError(501, `${(request.url ?? '').split('?', 1)[0]} is not supported yet`);
+}

@@ -1,0 +1,112 @@
+import { fork } from 'node:child_process';
+import path from 'node:path';
+import { Child } from './child';
+import { DeadMan } from './deadman';
+import { readGatewayCommand, spawnGateway } from './gateway-process';
+import { log, reason } from './log';
+import { readAgentSettings } from './settings';
+import type { AgentState } from './state';
+import type { ToAgent, ToSupervisor } from './supervision';
+
+/**
+ * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once, starts either again when
+ * it dies, remembers for the agent what `/init` said, and ends everything when asked (SIGTERM) or when the deadline has
+ * passed and no service is left to see to it. It stays small: it is in every sandbox.
+ */
+
+const DEFAULT_GRACE_MS = 60_000;
+
+function main(): void {
+  const env = { ...process.env };
+  const { gatewayPort: fixedPort } = readAgentSettings(env);
+  const gatewayCommand = readGatewayCommand(env);
+  const agentEnv = { ...env };
+  delete agentEnv['CELLBOX_GATEWAY_TOKEN'];
+
+  let state: AgentState | undefined;
+  let gatewayPort: number | undefined;
+  const deadMan = new DeadMan(
+    readMs(env, 'CELLBOX_DEADMAN_GRACE_MS') ?? DEFAULT_GRACE_MS,
+    readMs(env, 'CELLBOX_DEADLINE_AT'),
+    () => {
+      log('supervisor: the deadline has passed and no service is in contact');
+      void stop();
+    },
+  );
+  const tellAgent = (message: ToAgent) => {
+    const child = agent.current;
+    if (child?.connected === true) {
+      child.send(message, (error) => {
+        // The agent died just now; its successor is told everything when it starts.
+        if (error !== null) log(`supervisor: agent not told: ${reason(error)}`);
+      });
+    }
+  };
+  const onMessage = (message: ToSupervisor) => {
+    if (message.type === 'state') state = message.state;
+    else if (message.type === 'deadline') deadMan.setDeadline(message.at);
+    else deadMan.setContact(message.connected);
+  };
+
+  const agent = new Child(
+    'agent',
+    () => {
+      const child = fork(path.join(__dirname, 'agent.js'), [], {
+        env: agentEnv,
+        detached: true,
+        execArgv: [],
+        stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+        serialization: 'json',
+      });
+      child.on('message', onMessage);
+      const first: ToAgent = { type: 'restore', state };
+      // Failures show as the agent's end, which starts the next one.
+      child.send(first, () => {});
+      if (fixedPort === 0) child.send({ type: 'gateway', port: gatewayPort } satisfies ToAgent, () => {});
+      return child;
+    },
+    () => deadMan.setContact(false),
+  );
+  const gateway = new Child(
+    'gateway',
+    () =>
+      spawnGateway(gatewayCommand, (port) => {
+        if (fixedPort !== 0) return;
+        gatewayPort = port;
+        tellAgent({ type: 'gateway', port });
+      }),
+    () => {
+      if (fixedPort !== 0) return;
+      gatewayPort = undefined;
+      tellAgent({ type: 'gateway', port: undefined });
+    },
+  );
+
+  async function stop(): Promise<void> {
+    deadMan.close();
+    await Promise.all([agent.stop(), gateway.stop()]);
+    process.exit(0);
+  }
+
+  process.on('SIGTERM', () => void stop());
+  process.on('SIGINT', () => void stop());
+  // The runtime's end of the log may close; that must not end the sandbox.
+  process.stdout.on('error', () => {});
+  process.stderr.on('error', () => {});
+  agent.start();
+  gateway.start();
+}
+
+function readMs(env: NodeJS.ProcessEnv, name: string): number | undefined {
+  const text = env[name];
+  if (!text) return undefined;
+  if (!/^\d{1,16}$/.test(text)) throw new Error(`${name} must be a number of milliseconds`);
+  return Number(text);
+}
+
+try {
+  main();
+} catch (error) {
+  log(`supervisor: ${reason(error)}`);
+  process.exit(1);
+}

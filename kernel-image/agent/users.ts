@@ -1,0 +1,81 @@
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { HttpError } from './http-error';
+import { API_HOME } from './settings';
+
+/** A user of the sandbox, as far as files are concerned. */
+export interface SandboxUser {
+  name: string;
+  uid: number;
+  gid: number;
+  /** As callers spell it. `toDisk` leads to the real place. */
+  home: string;
+}
+
+export interface Users {
+  /** Rejects with 401 when there is no such user (or none that this sandbox offers). */
+  find(name: string): Promise<SandboxUser>;
+  /** Where a path as callers spell it really is. */
+  toDisk(apiPath: string): string;
+  /** Whether files can be given to another user at all. */
+  readonly canChown: boolean;
+}
+
+export function createUsers(settings: { singleUser: boolean; home: string }): Users {
+  return settings.singleUser ? singleUser(settings.home) : systemUsers('/etc/passwd');
+}
+
+function singleUser(home: string): Users {
+  return {
+    canChown: false,
+    find: async (name) => {
+      if (name !== 'user') {
+        throw new HttpError(
+          401,
+          `user '${name}' is not available: this sandbox runs everything as one user, known as 'user'`,
+        );
+      }
+      return { name, uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0, home: API_HOME };
+    },
+    toDisk: (apiPath) => {
+      if (home === API_HOME) return apiPath;
+      const clean = path.posix.normalize(apiPath);
+      const inHome = clean === API_HOME || clean.startsWith(`${API_HOME}/`);
+      return inHome ? home + clean.slice(API_HOME.length) : apiPath;
+    },
+  };
+}
+
+/** Looks users up in a passwd file at each request: programs inside add and remove users. */
+export function systemUsers(passwdFile: string): Users {
+  return {
+    canChown: process.getuid?.() === 0,
+    toDisk: (apiPath) => apiPath,
+    find: async (name) => {
+      const user = parsePasswd(await fs.readFile(passwdFile, 'utf8'), name);
+      if (user === undefined) throw new HttpError(401, `user '${name}' does not exist in this sandbox`);
+      return user;
+    },
+  };
+}
+
+export function parsePasswd(text: string, name: string): SandboxUser | undefined {
+  for (const line of text.split('\n')) {
+    const [account, , uid, gid, , home] = line.split(':');
+    if (account !== name || !/^\d+$/.test(uid ?? '') || !/^\d+$/.test(gid ?? '')) continue;
+    return { name, uid: Number(uid), gid: Number(gid), home: home === undefined || home === '' ? '/' : home };
+  }
+  return undefined;
+}
+
+/**
+ * Where a path of a request leads, spelled for callers. Absolute paths stay exactly as they are; relative ones are
+ * relative to the user's home, never to the default working directory, which only stands in for an empty path.
+ */
+export function resolvePath(text: string, user: SandboxUser, defaultWorkdir: string): string {
+  if (text.includes('\0')) throw new HttpError(400, 'a path must not contain a NUL character');
+  const given = text === '' ? defaultWorkdir : text;
+  if (given === '~' || given.startsWith('~/')) return path.posix.join(user.home, given.slice(1));
+  if (given.startsWith('~')) throw new HttpError(400, `'${given}': homes of other users are not resolved`);
+  return given.startsWith('/') ? given : path.posix.join(user.home, given);
+}

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import http from 'node:http';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { HEADERS } from '../../protocol/routing';
@@ -26,6 +27,9 @@ const RPC_PATH = /^\/(?:process\.Process|filesystem\.Filesystem)\/[A-Za-z]+$/;
 const STREAM_TYPE = /^application\/connect\+(json|proto)$/;
 /** Paths that ask for the token themselves, or for none. */
 const OPEN_ROUTES = new Set(['GET /health', 'GET /files', 'POST /files', 'POST /init']);
+
+/** How long the answer to a refused request waits for the request's end. */
+const READ_AWAY_MS = 2_000;
 
 type Route = (
   context: AgentContext,
@@ -65,13 +69,27 @@ const ROUTES: Record<string, Record<string, Route>> = {
 /** The agent's HTTP server. It listens nowhere by itself: connections come from the tunnel or a loopback listener. */
 export function createApp(context: AgentContext): http.Server {
   const server = http.createServer((request, response) => {
-    void answer(context, request, response).catch((error: unknown) => sendError(response, error));
+    void answer(context, request, response).catch(async (error: unknown) => {
+      await readAway(request);
+      sendError(response, error);
+    });
   });
   // Uploads may take hours; an idle one is bounded by upload.ts.
   server.requestTimeout = 0;
   server.keepAliveTimeout = KEEP_ALIVE_MS;
   server.headersTimeout = KEEP_ALIVE_MS + 10_000;
   return server;
+}
+
+/**
+ * Waits for the rest of a request that is refused, for a while. The service asks once per connection, so the
+ * connection closes with the answer; closed with bytes unread, it resets and takes the answer with it.
+ */
+async function readAway(request: IncomingMessage): Promise<void> {
+  if (request.complete || request.destroyed) return;
+  request.resume();
+  // Fails when the client leaves or sends on for too long: the answer goes out all the same.
+  await once(request, 'close', { signal: AbortSignal.timeout(READ_AWAY_MS) }).catch(() => {});
 }
 
 async function answer(
@@ -164,6 +182,7 @@ async function answerRpc(
     failure = HttpError.from(error);
   }
   if (!STREAM_TYPE.test(contentType)) throw failure;
+  await readAway(request);
   // A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is.
   const end = Buffer.from(JSON.stringify({ error: { code: failure.code, message: failure.message } }));
   const head = Buffer.alloc(5);

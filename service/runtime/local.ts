@@ -1,0 +1,897 @@
+import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import fs from 'node:fs/promises';
+import http from 'node:http';
+import type { Socket } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { AGENT_PORT } from '../../protocol/routing';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import {
+  accountUids,
+  bubblewrapArguments,
+  chooseUid,
+  INSIDE,
+  probeBubblewrap,
+  SYSTEM_PATH,
+  writeEtc,
+} from './local-bubblewrap';
+import type { BubblewrapProbe, HostLayout } from './local-bubblewrap';
+import { Cgroup, probeCgroups, unenforcedLimits } from './local-cgroup';
+import type { CgroupHost } from './local-cgroup';
+import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
+import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
+import type { ProcessIdentity, TreeMarks } from './local-process';
+import { readPythonFacts, writeInstanceEnvironment } from './local-python';
+import type { PythonFacts } from './local-python';
+import type {
+  Check,
+  DialOptions,
+  InboundHandler,
+  Instance,
+  InstanceEnd,
+  InstanceRecord,
+  InstanceSpec,
+  InstanceStats,
+  Runtime,
+} from './runtime';
+import { TunnelServer } from './tunnel';
+
+/**
+ * Sandboxes as process trees of this host: supervisor, agent and kernel gateway started detached, so that they outlive
+ * the service, each with a directory of its own:
+ *
+ *     <dataDir>/local/<id>/  state.json   what a later service must know (mode 0600)
+ *                            workspace/   the sandbox's home          tmp/   its /tmp
+ *                            venv/        its own Python packages     etc/   its /etc (bubblewrap)
+ *                            tunnel/      where the service listens   log    what the supervisor says
+ *
+ * Only workspace, tmp and venv can be written from inside when bubblewrap is there.
+ */
+export interface LocalRuntimeOptions {
+  dataDir: string;
+  /** As `preparePython` gave it. */
+  python: string;
+  /** Where `agent.js` and `supervisor.js` are. */
+  agentDir: string;
+  bubblewrap: 'auto' | 'off' | 'require';
+  /** How long a start may take until the agent is connected. */
+  startTimeoutMs?: number;
+  /** How long after its deadline a sandbox without a service goes on; the supervisor's own default when absent. */
+  deadmanGraceMs?: number;
+  /** Secrets of one instance, the same after a restart of the service. */
+  deriveSecret: (purpose: 'tunnel' | 'gateway', instanceId: string) => string;
+  onInbound: InboundHandler;
+  logger: Logger;
+}
+
+interface InstanceState {
+  id: string;
+  startedAt: number;
+  labels: Record<string, string>;
+  /** False until the agent has connected: what a crash in between leaves is half-made. */
+  ready: boolean;
+  paused: boolean;
+  /** The process we started; everything else is below it. */
+  leader?: ProcessIdentity;
+  /** Where the service listens for the agent. */
+  socketPath?: string;
+  /** Host uid that this sandbox alone has. */
+  uid?: number;
+  /** Whether every process of it was born in the control group. */
+  grouped?: boolean;
+  memoryLimitBytes?: number;
+}
+
+const DEFAULT_START_TIMEOUT_MS = 60_000;
+const ADOPT_TIMEOUT_MS = 10_000;
+const INIT_TIMEOUT_MS = 10_000;
+const WATCH_EVERY_MS = 1_000;
+const LOG_LIMIT_BYTES = 1024 * 1024;
+const NEEDED_DISK_BYTES = 100 * 1024 * 1024;
+/** Longest path of a Unix socket, by the size of the kernel's structure. */
+const SOCKET_PATH_BYTES = process.platform === 'linux' ? 107 : 103;
+
+/** Looks at what this host can do, once, and gives the runtime; rejects with a remedy when a demand can't be met. */
+export async function createLocalRuntime(options: LocalRuntimeOptions): Promise<Runtime> {
+  const { dataDir, agentDir, logger } = options;
+  for (const name of ['supervisor.js', 'agent.js']) {
+    if (!existsSync(path.join(agentDir, name)))
+      throw new ServiceError(
+        'failed_precondition',
+        `${path.join(agentDir, name)} is missing: run npm run build`,
+      );
+  }
+  const facts = await readPythonFacts(options.python);
+  await fs.mkdir(path.join(dataDir, 'local'), { recursive: true, mode: 0o700 });
+  const [bubblewrap, cgroups] = await Promise.all([tryBubblewrap(options, facts), probeCgroups()]);
+  if (!bubblewrap.usable && options.bubblewrap === 'require') {
+    throw new ServiceError(
+      'failed_precondition',
+      `CELLBOX_BUBBLEWRAP=require, but ${bubblewrap.reason}: ${bubblewrap.remedy}`,
+    );
+  }
+  const caveats = describeCaveats(bubblewrap, cgroups);
+  if (!bubblewrap.usable) logger.warn({ remedy: bubblewrap.remedy }, caveats[0]);
+  return new LocalRuntime(
+    options,
+    facts,
+    bubblewrap.usable ? bubblewrap.layout : undefined,
+    cgroups,
+    caveats,
+  );
+}
+
+async function tryBubblewrap(options: LocalRuntimeOptions, facts: PythonFacts): Promise<BubblewrapProbe> {
+  if (options.bubblewrap === 'off')
+    return {
+      usable: false,
+      reason: 'it is switched off (CELLBOX_BUBBLEWRAP=off)',
+      remedy: 'set CELLBOX_BUBBLEWRAP=auto',
+    };
+  const home = await homeDirectory();
+  const dataDir = await fs.realpath(options.dataDir);
+  const secret = [...new Set([dataDir, ...(home === undefined ? [] : [home])])];
+  const supervisor = path.join(options.agentDir, 'supervisor.js');
+  return probeBubblewrap({
+    needed: [facts.basePrefix, facts.prefix, process.execPath, options.agentDir],
+    secret,
+    program: [
+      '/bin/sh',
+      '-c',
+      `for file in "$1" "$2" "$3"; do
+        test -r "$file" || { echo "the user of sandboxes may not read $file" >&2; exit 1; }
+      done
+      "$1" -c "import encodings" && "$2" --version || exit 1
+      test ! -e "$4/local" || { echo "$4 can be seen" >&2; exit 1; }`,
+      'sh',
+      ...[facts.python, process.execPath, supervisor, dataDir],
+    ],
+  });
+}
+
+/** The home of the service's user, where there is one to hide. */
+async function homeDirectory(): Promise<string | undefined> {
+  try {
+    const home = await fs.realpath(os.homedir());
+    return home === '/' ? undefined : home;
+  } catch {
+    return undefined; // a user without an account or without the directory
+  }
+}
+
+/** One sentence for each thing that is not isolated or not limited. Pure. */
+export function describeCaveats(bubblewrap: BubblewrapProbe, cgroups: CgroupHost | undefined): string[] {
+  const caveats: string[] = [];
+  if (!bubblewrap.usable) {
+    caveats.push(
+      `NO ISOLATION: sandboxes run as this user on this host, with its files, processes and network, because ${bubblewrap.reason}; run only code that you trust`,
+      'Sandboxes without a network are refused',
+    );
+  } else {
+    caveats.push(
+      'Sandboxes share the host kernel without a system call filter, and the host network unless it is none: programs in them reach what listens on the loopback of this host',
+    );
+  }
+  const limits = unenforcedLimits(cgroups);
+  if (limits.length > 0)
+    caveats.push(`Not limited here, because no control group can be written: ${limits.join(', ')}`);
+  caveats.push('Disk use of a sandbox is not limited');
+  return caveats;
+}
+
+/** A path that fits into a Unix socket's address: in the instance's directory, or else in a short one of our own. */
+export function socketPathFor(dataDir: string, id: string, runtimeDir: string): string {
+  const usual = path.join(dataDir, 'local', id, 'tunnel', 'service.sock');
+  if (Buffer.byteLength(usual) <= SOCKET_PATH_BYTES) return usual;
+  return path.join(shortSocketDirectory(dataDir, runtimeDir), id, 'service.sock');
+}
+
+function shortSocketDirectory(dataDir: string, runtimeDir: string): string {
+  const short = createHash('sha256').update(dataDir).digest('hex').slice(0, 8);
+  return path.join(runtimeDir, `cellbox-${process.getuid?.() ?? 0}-${short}`);
+}
+
+function runtimeDirectory(): string {
+  return process.env['XDG_RUNTIME_DIR'] || os.tmpdir();
+}
+
+class LocalRuntime implements Runtime {
+  readonly name = 'local';
+  private readonly handles = new Map<string, LocalInstance>();
+  private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
+  private readonly adoptions = new Map<string, Promise<LocalInstance>>();
+  /** The last of the operations on one instance; they run one after another. */
+  private readonly turns = new Map<string, Promise<unknown>>();
+  private readonly uids = new Set<number>();
+  private isClosed = false;
+
+  constructor(
+    private readonly options: LocalRuntimeOptions,
+    private readonly facts: PythonFacts,
+    private readonly layout: HostLayout | undefined,
+    private readonly cgroups: CgroupHost | undefined,
+    readonly caveats: readonly string[],
+  ) {}
+
+  async check(): Promise<Check[]> {
+    const { dataDir, agentDir, python } = this.options;
+    const attempt = async (name: string, remedy: string, work: () => Promise<unknown>): Promise<Check> => {
+      try {
+        await work();
+        return { name, ok: true };
+      } catch (error) {
+        return { name, ok: false, detail: `${(error as Error).message}: ${remedy}` };
+      }
+    };
+    return Promise.all([
+      attempt('python', 'restart the service, which makes the environment anew', async () => {
+        await fs.access(python, fs.constants.X_OK);
+        await fs.access(this.facts.sitePackages);
+      }),
+      attempt('agent', 'run npm run build', () => fs.access(path.join(agentDir, 'supervisor.js'))),
+      attempt('data-directory', 'make it writable for the service', async () => {
+        const trial = path.join(dataDir, 'local', `.write-${process.pid}`);
+        await fs.writeFile(trial, 'x');
+        await fs.rm(trial);
+      }),
+      attempt('disk', 'free some space', async () => {
+        const { bavail, bsize } = await fs.statfs(dataDir);
+        if (bavail * bsize < NEEDED_DISK_BYTES) throw new Error(`less than 100 MB free at ${dataDir}`);
+      }),
+      attempt('bubblewrap', 'install it again or restart the service', async () => {
+        if (this.layout !== undefined) await fs.access(this.layout.bubblewrap, fs.constants.X_OK);
+      }),
+    ]);
+  }
+
+  async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
+    if (!/^[a-z0-9]+$/.test(spec.id))
+      throw new ServiceError('invalid_argument', `Not an instance id: ${JSON.stringify(spec.id)}`);
+    if (this.isClosed) throw new ServiceError('unavailable', 'The runtime is closed');
+    if (spec.network === 'none' && this.layout === undefined) {
+      throw new ServiceError(
+        'failed_precondition',
+        'A sandbox without a network needs bubblewrap on the local runtime, which this host does not have',
+      );
+    }
+    if (this.starts.has(spec.id)) throw alreadyExists(spec.id);
+    const controller = new AbortController();
+    const work = this.startGuarded(
+      spec,
+      signal === undefined ? controller.signal : AbortSignal.any([signal, controller.signal]),
+    );
+    // The caller gets the rejection; `stop` and `close` only wait for the end.
+    this.starts.set(spec.id, { controller, settled: work.catch(() => undefined) });
+    try {
+      return await work;
+    } finally {
+      this.starts.delete(spec.id);
+    }
+  }
+
+  private async startGuarded(spec: InstanceSpec, signal: AbortSignal): Promise<LocalInstance> {
+    throwIfCancelled(signal);
+    try {
+      await fs.mkdir(this.directory(spec.id), { mode: 0o700 });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EEXIST') throw alreadyExists(spec.id);
+      throw new ServiceError('unavailable', 'The data directory can not be written', { cause: error });
+    }
+    const state: InstanceState = {
+      id: spec.id,
+      startedAt: Date.now(),
+      labels: spec.labels,
+      ready: false,
+      paused: false,
+      socketPath: socketPathFor(this.options.dataDir, spec.id, runtimeDirectory()),
+    };
+    let handle: LocalInstance | undefined;
+    try {
+      await this.writeState(state);
+      const tunnel = this.newTunnel(state);
+      handle = new LocalInstance(spec.id, this.options.deriveSecret('gateway', spec.id), tunnel);
+      await this.prepareDirectory(spec, state);
+      await tunnel.listen();
+      throwIfCancelled(signal);
+      const child = await this.launch(spec, state);
+      await this.connect(handle, spec, state, child, signal);
+      state.ready = true;
+      await this.writeState(state);
+      throwIfCancelled(signal);
+      this.handles.set(spec.id, handle);
+      handle.watch(child, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
+      return handle;
+    } catch (error) {
+      await handle?.finish({ reason: 'stopped' });
+      await this.destroy(state);
+      if (signal.aborted && !(error instanceof ServiceError))
+        throw new ServiceError('unavailable', 'The start was cancelled', { cause: error });
+      throw error;
+    }
+  }
+
+  /** Everything that the sandbox will find, before its first process. */
+  private async prepareDirectory(spec: InstanceSpec, state: InstanceState): Promise<void> {
+    const own = (name: string) => path.join(this.directory(spec.id), name);
+    const ownUid = this.layout?.identity === 'own-uid';
+    if (ownUid) {
+      state.uid = chooseUid(spec.id, new Set([...(await accountUids()), ...(await this.usedUids())]));
+      this.uids.add(state.uid);
+    }
+    await Promise.all([
+      fs.mkdir(own('workspace'), { mode: 0o755 }),
+      fs.mkdir(own('tmp')).then(() => fs.chmod(own('tmp'), 0o1777)),
+      this.makeSocketDirectory(state),
+      writeInstanceEnvironment({
+        directory: own('venv'),
+        seenAs: this.layout === undefined ? own('venv') : INSIDE.environment,
+        facts: this.facts,
+      }),
+      this.layout === undefined ? undefined : writeEtc(own('etc'), state.uid ?? 1000, spec.network),
+    ]);
+    if (state.uid !== undefined) {
+      await fs.chown(own('workspace'), state.uid, state.uid);
+      await chownAll(own('venv'), state.uid);
+    }
+    const cgroup = this.cgroup(spec.id);
+    if (cgroup !== undefined) {
+      await cgroup.create(spec.resources);
+      state.grouped = true;
+      if (this.cgroups?.directories.memory !== undefined)
+        state.memoryLimitBytes = spec.resources.memoryMB * 1024 * 1024;
+    }
+  }
+
+  private async makeSocketDirectory(state: InstanceState): Promise<void> {
+    const directory = path.dirname(this.socketPath(state));
+    const isShort = !directory.startsWith(this.directory(state.id));
+    if (isShort) {
+      const parent = path.dirname(directory);
+      await fs.mkdir(parent, { recursive: true, mode: 0o700 });
+      // Somebody else may have made it in the shared temporary directory, to listen in our place.
+      const found = await fs.lstat(parent);
+      if (!found.isDirectory() || found.uid !== process.getuid?.() || (found.mode & 0o077) !== 0) {
+        throw new ServiceError(
+          'failed_precondition',
+          `${parent} must be a directory that only this user can enter: remove it, or set a shorter CELLBOX_DATA_DIR`,
+        );
+      }
+    }
+    // Readable for the sandbox's own uid; the directories above it are closed to everybody else.
+    await fs.mkdir(directory, { recursive: true });
+    await fs.chmod(directory, 0o755);
+  }
+
+  private async launch(spec: InstanceSpec, state: InstanceState): Promise<ChildProcess> {
+    const own = (name: string) => path.join(this.directory(spec.id), name);
+    const supervisor = path.join(this.options.agentDir, 'supervisor.js');
+    const node = [process.execPath, supervisor];
+    const program =
+      this.layout === undefined
+        ? [this.facts.baseExecutable, '-I', '-S', '-c', INIT_PROGRAM, ...node]
+        : [
+            this.layout.bubblewrap,
+            ...bubblewrapArguments(this.layout, {
+              workspace: own('workspace'),
+              temporary: own('tmp'),
+              environment: own('venv'),
+              etc: own('etc'),
+              tunnel: path.dirname(this.socketPath(state)),
+              network: spec.network,
+              uid: state.uid,
+            }),
+            ...node,
+          ];
+    const entrances = this.cgroup(spec.id)?.entrances ?? [];
+    const log = await fs.open(own('log'), 'a', 0o600);
+    try {
+      const child = spawn(
+        '/bin/sh',
+        [
+          ...['-c', LAUNCH_SCRIPT, 'cellbox', String(spec.resources.openFiles)],
+          ...[String(entrances.length), ...entrances, ...program],
+        ],
+        {
+          detached: true,
+          stdio: ['ignore', log.fd, log.fd],
+          cwd: own('workspace'),
+          env: this.environment(spec, this.socketPath(state)),
+        },
+      );
+      child.unref();
+      await new Promise<void>((resolve, reject) => {
+        child.once('spawn', resolve);
+        child.once('error', (error) =>
+          reject(new ServiceError('unavailable', 'The sandbox could not be started', { cause: error })),
+        );
+      });
+      child.on('error', () => {}); // a kill that comes too late; ends are told by `exit`
+      state.leader = child.pid === undefined ? undefined : await identify(child.pid);
+      await this.writeState(state);
+      return child;
+    } finally {
+      await log.close();
+    }
+  }
+
+  /** All that the supervisor gets to see: nothing of the service's own environment but PATH where there are no namespaces. */
+  private environment(spec: InstanceSpec, socketPath: string): Record<string, string> {
+    const own = (name: string) => path.join(this.directory(spec.id), name);
+    const isolated = this.layout !== undefined;
+    const venv = isolated ? INSIDE.environment : own('venv');
+    const socket = isolated ? path.join(INSIDE.tunnel, path.basename(socketPath)) : socketPath;
+    const user = isolated ? 'user' : (process.env['USER'] ?? 'user');
+    const rest = isolated ? SYSTEM_PATH : (process.env['PATH'] ?? SYSTEM_PATH);
+    return {
+      [MARK]: spec.id,
+      PATH: [path.join(venv, 'bin'), path.join(this.facts.prefix, 'bin'), rest].join(':'),
+      HOME: isolated ? INSIDE.home : own('workspace'),
+      USER: user,
+      LOGNAME: user,
+      SHELL: '/bin/bash',
+      LANG: 'C.UTF-8',
+      ...(isolated ? {} : { TMPDIR: own('tmp') }),
+      CELLBOX_TUNNEL: `unix:${socket}`,
+      CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
+      CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
+      CELLBOX_GATEWAY_PORT: '0',
+      CELLBOX_PYTHON: path.join(venv, 'bin', 'python'),
+      CELLBOX_HOME: isolated ? INSIDE.home : own('workspace'),
+      CELLBOX_USER: 'user',
+      CELLBOX_SINGLE_USER: '1',
+      CELLBOX_DEADLINE_AT: String(spec.deadlineAt),
+      // On the host's loopback these ports can belong to one sandbox only, so they belong to none.
+      CELLBOX_LISTEN_LOOPBACK: isolated && spec.network === 'none' ? '1' : '0',
+      ...(this.options.deadmanGraceMs === undefined
+        ? {}
+        : { CELLBOX_DEADMAN_GRACE_MS: String(this.options.deadmanGraceMs) }),
+    };
+  }
+
+  /** Waits for the agent, then tells it what it needs. Fails as soon as the process ends, the time is up or the caller gives up. */
+  private async connect(
+    handle: LocalInstance,
+    spec: InstanceSpec,
+    state: InstanceState,
+    child: ChildProcess,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const timeoutMs = this.options.startTimeoutMs ?? DEFAULT_START_TIMEOUT_MS;
+    const over = new AbortController();
+    const onExit = () => over.abort('exited');
+    child.once('exit', onExit);
+    if (child.exitCode !== null || child.signalCode !== null) onExit();
+    const timer = setTimeout(() => over.abort('timeout'), timeoutMs);
+    try {
+      const any = AbortSignal.any([signal, over.signal]);
+      await handle.tunnel.firstConnection(any);
+      await initAgent(handle, spec, any);
+      await handle.setDeadline(spec.deadlineAt);
+    } catch (error) {
+      if (over.signal.reason === 'exited') {
+        throw new ServiceError(
+          'unavailable',
+          `The sandbox ended while starting: ${await this.lastWords(state.id)}`,
+          {
+            cause: error,
+          },
+        );
+      }
+      if (over.signal.reason === 'timeout')
+        throw new ServiceError('deadline_exceeded', `The sandbox did not start within ${timeoutMs} ms`, {
+          cause: error,
+        });
+      throwIfCancelled(signal);
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      child.off('exit', onExit);
+    }
+  }
+
+  private async lastWords(id: string): Promise<string> {
+    const text = await fs.readFile(path.join(this.directory(id), 'log'), 'utf8').catch(() => ''); // nothing said
+    return text.trim().split('\n').slice(-3).join(' | ').slice(-500) || 'it said nothing';
+  }
+
+  async list(): Promise<InstanceRecord[]> {
+    const names = await fs.readdir(path.join(this.options.dataDir, 'local'), { withFileTypes: true });
+    const records = names
+      .filter((entry) => entry.isDirectory() && /^[a-z0-9]+$/.test(entry.name))
+      .map(({ name: id }) => this.record(id));
+    return (await Promise.all(records)).filter((record) => record !== undefined);
+  }
+
+  private async record(id: string): Promise<InstanceRecord | undefined> {
+    const state = await this.readState(id);
+    if (state === undefined) {
+      const found = await fs.stat(this.directory(id)).catch(() => undefined); // removed since the listing
+      if (found === undefined) return undefined;
+      return { id, state: this.starts.has(id) ? 'starting' : 'dead', startedAt: found.mtimeMs, labels: {} };
+    }
+    const { startedAt, labels, leader } = state;
+    if (!state.ready && this.starts.has(id)) return { id, state: 'starting', startedAt, labels };
+    const alive = leader !== undefined && (await isAlive(leader));
+    // Alive and not ready: a service that crashed during the start left it, and nobody will finish it.
+    const now = !alive ? 'dead' : !state.ready ? 'starting' : state.paused ? 'paused' : 'running';
+    return { id, state: now, startedAt, labels };
+  }
+
+  async adopt(id: string, signal?: AbortSignal): Promise<Instance> {
+    if (this.isClosed) throw new ServiceError('unavailable', 'The runtime is closed');
+    const known = this.handles.get(id);
+    if (known !== undefined && !known.isFinished) return known;
+    const running = this.adoptions.get(id);
+    if (running !== undefined) return running;
+    const adoption = this.takeTurn(id, () => this.adoptNow(id, signal)).finally(() =>
+      this.adoptions.delete(id),
+    );
+    this.adoptions.set(id, adoption);
+    return adoption;
+  }
+
+  private async adoptNow(id: string, signal: AbortSignal | undefined): Promise<LocalInstance> {
+    const state = await this.liveState(id);
+    const handle = new LocalInstance(id, this.options.deriveSecret('gateway', id), this.newTunnel(state));
+    try {
+      await handle.tunnel.listen();
+      // A frozen agent can't connect; it will when it is thawed.
+      if (!state.paused) {
+        const limit = AbortSignal.timeout(ADOPT_TIMEOUT_MS);
+        await handle.tunnel.firstConnection(signal === undefined ? limit : AbortSignal.any([signal, limit]));
+      }
+    } catch (error) {
+      await handle.finish({ reason: 'exited', detail: 'never adopted' });
+      if (!(await this.isRunning(id))) throw notFound(id, error);
+      throw new ServiceError('unavailable', 'The agent of the sandbox did not come back', { cause: error });
+    }
+    this.handles.set(id, handle);
+    handle.watch(undefined, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
+    return handle;
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.takeTurn(id, async () => {
+      const state = await this.liveState(id);
+      if (state.paused) throw new ServiceError('failed_precondition', 'The sandbox is paused already');
+      // Noted first: after a crash in between, `resume` thaws what is not frozen, which does no harm.
+      await this.writeState({ ...state, paused: true });
+      try {
+        if (!(await this.cgroup(id)?.setFrozen(true))) await freezeTree(this.marks(state));
+      } catch (error) {
+        await this.thaw(state);
+        await this.writeState(state);
+        throw error;
+      }
+    });
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.takeTurn(id, async () => {
+      const state = await this.liveState(id);
+      if (!state.paused) throw new ServiceError('failed_precondition', 'The sandbox is not paused');
+      await this.thaw(state);
+      await this.writeState({ ...state, paused: false });
+    });
+  }
+
+  private async thaw(state: InstanceState): Promise<void> {
+    if (!(await this.cgroup(state.id)?.setFrozen(false))) await thawTree(this.marks(state));
+  }
+
+  async stop(id: string): Promise<void> {
+    if (!/^[a-z0-9]+$/.test(id)) return; // never started, and no name of a directory
+    const starting = this.starts.get(id);
+    if (starting !== undefined) {
+      starting.controller.abort(
+        new ServiceError('unavailable', 'The sandbox was stopped while it was starting'),
+      );
+      await starting.settled;
+    }
+    await this.takeTurn(id, async () => {
+      const handle = this.handles.get(id);
+      handle?.expectEnd();
+      const state = (await this.readState(id)) ?? {
+        id,
+        startedAt: 0,
+        labels: {},
+        ready: false,
+        paused: false,
+      };
+      await this.destroy(state, () => handle?.finish({ reason: 'stopped' }));
+      this.handles.delete(id);
+    });
+  }
+
+  async stats(id: string): Promise<InstanceStats> {
+    const state = await this.liveState(id);
+    const [members, usage] = await Promise.all([findMembers(this.marks(state)), this.cgroup(id)?.usage()]);
+    const sum = (of: 'cpuMs' | 'memoryBytes') => members.reduce((total, each) => total + each[of], 0);
+    return {
+      cpuMs: usage?.cpuMs ?? sum('cpuMs'),
+      memoryBytes: usage?.memoryBytes ?? sum('memoryBytes'),
+      memoryLimitBytes: state.memoryLimitBytes,
+      pids: members.length,
+    };
+  }
+
+  async close(): Promise<void> {
+    this.isClosed = true;
+    for (const { controller } of this.starts.values())
+      controller.abort(new ServiceError('unavailable', 'The service is stopping'));
+    await Promise.all([...this.starts.values()].map(({ settled }) => settled));
+    await Promise.all([...this.turns.values()]);
+    await Promise.all([...this.handles.values()].map((handle) => handle.release()));
+    this.handles.clear();
+    // Made by the first start that needed it; other sandboxes that go on running may have their sockets there.
+    await fs.rmdir(shortSocketDirectory(this.options.dataDir, runtimeDirectory())).catch(() => {});
+  }
+
+  /** The regular look at an instance: is it there, and has its log grown beyond measure? */
+  private async look(state: InstanceState): Promise<boolean> {
+    const log = path.join(this.directory(state.id), 'log');
+    // Programs inside hold it open for appending; what is cut off is the past.
+    const { size } = await fs.stat(log).catch(() => ({ size: 0 })); // being removed
+    if (size > LOG_LIMIT_BYTES) await fs.truncate(log).catch(() => {}); // being removed
+    return state.leader !== undefined && (await isAlive(state.leader));
+  }
+
+  /** The leader ended by itself: nothing of it may go on running. The directory stays until `stop`. */
+  private async ended(state: InstanceState, detail: string): Promise<InstanceEnd> {
+    await this.takeTurn(state.id, () => this.kill(state)).catch((error: unknown) => {
+      this.options.logger.error({ instance: state.id, err: error }, 'processes of an ended sandbox are left');
+    });
+    return { reason: 'exited', detail };
+  }
+
+  private async kill(state: InstanceState): Promise<void> {
+    const isEmpty = await this.cgroup(state.id)?.kill();
+    // With namespaces nothing can have left the group. Without, and for what hangs, the other marks are needed.
+    if (isEmpty === true && state.grouped === true && this.layout !== undefined) return;
+    await killTree(this.marks(state));
+  }
+
+  /** Takes everything away: processes, then control groups, then files. `afterKill` runs when no process is left. */
+  private async destroy(state: InstanceState, afterKill?: () => Promise<void> | undefined): Promise<void> {
+    await this.kill(state);
+    await afterKill?.();
+    await this.cgroup(state.id)?.remove();
+    const socketDirectory = path.dirname(this.socketPath(state));
+    const directory = this.directory(state.id);
+    if (!socketDirectory.startsWith(directory))
+      await fs.rm(socketDirectory, { recursive: true, force: true });
+    await removeAll(directory);
+    if (state.uid !== undefined) this.uids.delete(state.uid);
+  }
+
+  private marks(state: InstanceState): TreeMarks {
+    const cgroup = this.cgroup(state.id);
+    return {
+      instanceId: state.id,
+      roots: state.leader === undefined ? [] : [state.leader],
+      ...(cgroup === undefined ? {} : { groupMembers: () => cgroup.members() }),
+    };
+  }
+
+  private cgroup(id: string): Cgroup | undefined {
+    return this.cgroups && new Cgroup(this.cgroups, `cellbox-${id}`);
+  }
+
+  private newTunnel(state: InstanceState): TunnelServer {
+    return new TunnelServer({
+      socketPath: this.socketPath(state),
+      token: this.options.deriveSecret('tunnel', state.id),
+      instanceId: state.id,
+      onInbound: this.options.onInbound,
+      logger: this.options.logger,
+    });
+  }
+
+  private directory(id: string): string {
+    return path.join(this.options.dataDir, 'local', id);
+  }
+
+  /** Kept in the state: a later service may have been started from elsewhere, with another directory for sockets. */
+  private socketPath(state: InstanceState): string {
+    return state.socketPath ?? socketPathFor(this.options.dataDir, state.id, runtimeDirectory());
+  }
+
+  private async usedUids(): Promise<Set<number>> {
+    const states = await Promise.all((await this.list()).map(({ id }) => this.readState(id)));
+    return new Set([...this.uids, ...states.flatMap((state) => state?.uid ?? [])]);
+  }
+
+  private async readState(id: string): Promise<InstanceState | undefined> {
+    if (!/^[a-z0-9]+$/.test(id)) return undefined;
+    try {
+      const text = await fs.readFile(path.join(this.directory(id), 'state.json'), 'utf8');
+      return JSON.parse(text) as InstanceState; // written by writeState, as a whole or not at all
+    } catch {
+      return undefined; // never there, or removed
+    }
+  }
+
+  private async writeState(state: InstanceState): Promise<void> {
+    const file = path.join(this.directory(state.id), 'state.json');
+    await fs.writeFile(`${file}.tmp`, JSON.stringify(state), { mode: 0o600 });
+    await fs.rename(`${file}.tmp`, file);
+  }
+
+  private async isRunning(id: string): Promise<boolean> {
+    const state = await this.readState(id);
+    return state?.leader !== undefined && state.ready && (await isAlive(state.leader));
+  }
+
+  private async liveState(id: string): Promise<InstanceState> {
+    const state = await this.readState(id);
+    if (state?.leader === undefined || !state.ready || !(await isAlive(state.leader))) throw notFound(id);
+    return state;
+  }
+
+  /** Runs `work` after the operations on this instance that were asked for earlier. */
+  private takeTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const turn = (this.turns.get(id) ?? Promise.resolve()).then(work);
+    const settled = turn.then(
+      () => {},
+      () => {},
+    ); // prettier-ignore -- the caller hears of a failure, the next in line needn't
+    this.turns.set(id, settled);
+    void settled.then(() => {
+      if (this.turns.get(id) === settled) this.turns.delete(id);
+    });
+    return turn;
+  }
+}
+
+/** The handle. Whoever made it (start, adopt) watches the process behind it and settles `ended`. */
+class LocalInstance implements Instance {
+  readonly ended: Promise<InstanceEnd>;
+  isFinished = false;
+  private settle!: (end: InstanceEnd) => void; // set in the constructor, by the promise
+  private timer: NodeJS.Timeout | undefined;
+  private isEndExpected = false;
+
+  constructor(
+    readonly id: string,
+    readonly gatewayToken: string,
+    readonly tunnel: TunnelServer,
+  ) {
+    this.ended = new Promise((resolve) => (this.settle = resolve));
+  }
+
+  async dial(port: number, options?: DialOptions): Promise<Socket> {
+    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
+    return this.tunnel.dial(port, options);
+  }
+
+  async setDeadline(deadlineAt: number): Promise<void> {
+    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
+    await this.tunnel.setDeadline(deadlineAt);
+  }
+
+  /** Looks every second; a process that is our child tells at once. Stops when the handle is finished or released. */
+  watch(
+    child: ChildProcess | undefined,
+    isAliveNow: () => Promise<boolean>,
+    onGone: (detail: string) => Promise<InstanceEnd>,
+  ): void {
+    const gone = (detail: string) => {
+      clearInterval(this.timer);
+      if (this.isEndExpected || this.isFinished) return;
+      this.isEndExpected = true;
+      void onGone(detail).then((end) => this.finish(end));
+    };
+    child?.once('exit', (code, signal) =>
+      gone(`the supervisor ended (${signal ?? `exit ${code ?? 'unknown'}`})`),
+    );
+    this.timer = setInterval(() => {
+      void isAliveNow().then((alive) => {
+        if (!alive) gone('the process is gone');
+      });
+    }, WATCH_EVERY_MS);
+    this.timer.unref();
+    if (child !== undefined && (child.exitCode !== null || child.signalCode !== null))
+      gone('the supervisor ended');
+  }
+
+  /** What happens to the process from now on is our doing. */
+  expectEnd(): void {
+    this.isEndExpected = true;
+  }
+
+  async finish(end: InstanceEnd): Promise<void> {
+    this.isFinished = true;
+    clearInterval(this.timer);
+    await this.tunnel.close();
+    this.settle(end); // the first one counts
+  }
+
+  /** Lets go of a machine that goes on running; `ended` stays open. */
+  async release(): Promise<void> {
+    this.isFinished = true;
+    clearInterval(this.timer);
+    await this.tunnel.close();
+  }
+}
+
+function alreadyExists(id: string): ServiceError {
+  return new ServiceError('already_exists', `An instance ${id} exists already`);
+}
+
+function notFound(id: string, cause?: unknown): ServiceError {
+  return new ServiceError('not_found', `No instance ${id} runs here`, { cause });
+}
+
+function throwIfCancelled(signal: AbortSignal): void {
+  if (!signal.aborted) return;
+  if (signal.reason instanceof ServiceError) throw signal.reason;
+  throw new ServiceError('unavailable', 'The start was cancelled', { cause: signal.reason });
+}
+
+/** Tells a fresh agent its environment, its secret and its user. */
+async function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
+  const body = JSON.stringify({
+    envVars: spec.env,
+    accessToken: spec.accessToken,
+    defaultUser: 'user',
+    timestamp: new Date().toISOString(),
+  });
+  const socket = await instance.dial(AGENT_PORT, { signal });
+  try {
+    const status = await new Promise<number>((resolve, reject) => {
+      const request = http.request({
+        method: 'POST',
+        path: '/init',
+        headers: { host: 'sandbox', 'content-type': 'application/json', connection: 'close' },
+        createConnection: () => socket,
+        signal: AbortSignal.any([signal, AbortSignal.timeout(INIT_TIMEOUT_MS)]),
+      });
+      request.on('error', reject);
+      request.on('response', (response) => {
+        response.resume();
+        response.on('error', reject);
+        response.on('end', () => resolve(response.statusCode ?? 0));
+      });
+      request.end(body);
+    });
+    if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** Only over what the service itself has just made: nothing hostile has written there yet. */
+async function chownAll(directory: string, uid: number): Promise<void> {
+  for (const entry of await fs.readdir(directory, { recursive: true, withFileTypes: true })) {
+    await fs.lchown(path.join(entry.parentPath, entry.name), uid, uid);
+  }
+  await fs.lchown(directory, uid, uid);
+}
+
+/** Removes a tree in which programs may have taken their own permissions away. */
+async function removeAll(directory: string): Promise<void> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      await fs.rm(directory, { recursive: true, force: true });
+      return;
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (attempt >= 3 || (code !== 'EACCES' && code !== 'EPERM' && code !== 'ENOTEMPTY'))
+        throw new ServiceError('internal', `Could not remove ${directory}`, { cause: error });
+      await openUp(directory);
+      await delay(10);
+    }
+  }
+}
+
+async function openUp(directory: string): Promise<void> {
+  await fs.chmod(directory, 0o700).catch(() => {}); // not ours: the removal will say so
+  for (const entry of await fs.readdir(directory, { withFileTypes: true }).catch(() => [])) {
+    if (entry.isDirectory()) await openUp(path.join(directory, entry.name));
+  }
+}

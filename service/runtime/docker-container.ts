@@ -1,0 +1,165 @@
+import type Dockerode from 'dockerode';
+import type { InstanceRecord, InstanceSpec, InstanceStats, Resources } from './runtime';
+
+/** Where the agent finds the service's socket: the read-only mount of the tunnel's directory. */
+export const TUNNEL_DIR_INSIDE = '/run/cellbox';
+
+/** Names of our labels on containers and networks. */
+export const LABELS = {
+  /** Whose it is: one value per data directory. */
+  service: 'cellbox.service',
+  /** `sandbox` or `helper`. */
+  kind: 'cellbox.kind',
+  id: 'cellbox.id',
+  /** JSON of `InstanceSpec.labels`. */
+  labels: 'cellbox.labels',
+  /** Milliseconds since the epoch. */
+  createdAt: 'cellbox.created-at',
+} as const;
+
+/** Capabilities of the profile `standard`: enough for sudo, package managers and servers on low ports. */
+const CAPABILITIES = [
+  'CHOWN',
+  'DAC_OVERRIDE',
+  'FOWNER',
+  'FSETID',
+  'SETUID',
+  'SETGID',
+  'KILL',
+  'NET_BIND_SERVICE',
+  'SYS_CHROOT',
+  'AUDIT_WRITE',
+];
+
+/** What this engine can't do, found out once. Undefined: no limit known. */
+export interface EngineLimits {
+  cpus?: number;
+  openFiles?: number;
+  /** Whether the storage driver can hold a container to a size. */
+  diskQuota: boolean;
+}
+
+export interface ContainerInput {
+  spec: InstanceSpec;
+  name: string;
+  image: string;
+  serviceId: string;
+  network: string;
+  tunnelDir: string;
+  env: Record<string, string>;
+  createdAt: number;
+  limits: EngineLimits;
+  /** OCI runtime that the engine knows (`runsc`, …); undefined takes the engine's default. */
+  ociRuntime?: string;
+}
+
+/** The engine's description of one sandbox, profile `standard`. Pure. */
+export function containerOptions(input: ContainerInput): Dockerode.ContainerCreateOptions {
+  const { spec } = input;
+  // The type definitions don't know it yet.
+  const cgroupNamespace: object = { CgroupnsMode: 'private' };
+  return {
+    name: input.name,
+    Image: input.image,
+    Hostname: 'cellbox',
+    Env: Object.entries(input.env).map(([name, value]) => `${name}=${value}`),
+    Labels: {
+      [LABELS.service]: input.serviceId,
+      [LABELS.kind]: 'sandbox',
+      [LABELS.id]: spec.id,
+      [LABELS.labels]: JSON.stringify(spec.labels),
+      [LABELS.createdAt]: String(input.createdAt),
+    },
+    AttachStdout: true,
+    AttachStderr: true,
+    StopTimeout: 2,
+    HostConfig: {
+      ...resourceLimits(spec.resources, input.limits),
+      // Also when no service is there to do it: a machine that ended by its own timer leaves nothing.
+      AutoRemove: true,
+      RestartPolicy: { Name: 'no' },
+      CapDrop: ['ALL'],
+      CapAdd: CAPABILITIES,
+      Privileged: false,
+      NetworkMode: spec.network === 'none' ? 'none' : input.network,
+      IpcMode: 'private',
+      ...cgroupNamespace,
+      LogConfig: { Type: 'json-file', Config: { 'max-size': '1m', 'max-file': '1' } },
+      Mounts: [{ Type: 'bind', Source: input.tunnelDir, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
+      ...(input.ociRuntime === undefined ? {} : { Runtime: input.ociRuntime }),
+    },
+  };
+}
+
+export function resourceLimits(resources: Resources, limits: EngineLimits): Dockerode.HostConfig {
+  const memory = resources.memoryMB * 1024 * 1024;
+  const openFiles = Math.min(resources.openFiles, limits.openFiles ?? Infinity);
+  const cpus = Math.min(resources.cpuCount, limits.cpus ?? Infinity);
+  return {
+    Memory: memory,
+    MemorySwap: memory, // memory and swap together: none is left for swap
+    NanoCpus: Math.round(cpus * 1e9),
+    PidsLimit: resources.pids,
+    Ulimits: [{ Name: 'nofile', Soft: openFiles, Hard: openFiles }],
+    ShmSize: Math.max(64 * 1024 * 1024, Math.floor(memory / 4)), // counts as the container's memory
+    ...(limits.diskQuota ? { StorageOpt: { size: `${resources.diskSizeMB}M` } } : {}),
+  };
+}
+
+/** One line of the engine's list as the runtime tells it. `starting` holds the ids that this process is starting. */
+export function toRecord(
+  info: Pick<Dockerode.ContainerInfo, 'Labels' | 'State' | 'Created'>,
+  starting: ReadonlySet<string>,
+): InstanceRecord | undefined {
+  const id = info.Labels[LABELS.id];
+  if (id === undefined) return undefined;
+  const createdAt = Number(info.Labels[LABELS.createdAt]);
+  return {
+    id,
+    state: starting.has(id) && info.State !== 'dead' ? 'starting' : toState(info.State),
+    startedAt: Number.isFinite(createdAt) && createdAt > 0 ? createdAt : info.Created * 1000,
+    labels: parseLabels(info.Labels[LABELS.labels]),
+  };
+}
+
+function toState(state: string): InstanceRecord['state'] {
+  switch (state) {
+    case 'running':
+    case 'paused':
+      return state;
+    case 'created':
+    case 'restarting':
+      return 'starting';
+    default: // exited, dead, removing, and what a later engine may invent: nothing that can be reached
+      return 'dead';
+  }
+}
+
+function parseLabels(text: string | undefined): Record<string, string> {
+  try {
+    const value: unknown = JSON.parse(text ?? '{}');
+    if (value === null || typeof value !== 'object') return {};
+    return Object.fromEntries(
+      Object.entries(value).filter((entry): entry is [string, string] => typeof entry[1] === 'string'),
+    );
+  } catch {
+    return {}; // a label that someone else wrote: the machine is still ours to list and stop
+  }
+}
+
+/** The numbers that count, out of the engine's statistics of either cgroup version. */
+export function toStats(stats: Dockerode.ContainerStats): InstanceStats {
+  const memory = stats.memory_stats as {
+    usage?: number;
+    limit?: number;
+    stats?: Record<string, number | undefined>;
+  };
+  // File pages that the kernel gives back when asked are not the machine's use: as the engine's own client counts.
+  const reclaimable = memory.stats?.['total_inactive_file'] ?? memory.stats?.['inactive_file'] ?? 0;
+  return {
+    cpuMs: (stats.cpu_stats.cpu_usage?.total_usage ?? 0) / 1e6,
+    memoryBytes: Math.max(0, (memory.usage ?? 0) - reclaimable),
+    memoryLimitBytes: memory.limit,
+    pids: stats.pids_stats?.current ?? 0,
+  };
+}

@@ -1,0 +1,980 @@
+import crypto from 'node:crypto';
+import fs from 'node:fs/promises';
+import http from 'node:http';
+import type { Socket } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import type { Readable } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
+import type Dockerode from 'dockerode';
+import { AGENT_PORT } from '../../protocol/routing';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import {
+  LABELS,
+  TUNNEL_DIR_INSIDE,
+  containerOptions,
+  resourceLimits,
+  toRecord,
+  toStats,
+} from './docker-container';
+import type { EngineLimits } from './docker-container';
+import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
+import { removeContainer, runHelper } from './docker-helper';
+import { CLEAR_RULES, SET_RULES, ensureNetwork, networkNames } from './docker-network';
+import type { NetworkNames } from './docker-network';
+import type {
+  Check,
+  DialOptions,
+  InboundHandler,
+  Instance,
+  InstanceEnd,
+  InstanceRecord,
+  InstanceSpec,
+  InstanceStats,
+  Resources,
+  Runtime,
+} from './runtime';
+import { TunnelServer } from './tunnel';
+
+export interface DockerRuntimeOptions {
+  dataDir: string;
+  /** Name or id of the kernel image; it must be there (`ensureImage`). */
+  image: string;
+  /** The usual size of a sandbox: what the engine can't enforce of it is found out at creation. */
+  resources: Resources;
+  /** Secrets of one instance, the same after a restart of the service. */
+  deriveSecret: (purpose: 'tunnel' | 'gateway', instanceId: string) => string;
+  onInbound: InboundHandler;
+  logger: Logger;
+  /** How long a start may take until the agent is connected. */
+  startTimeoutMs?: number;
+  /** How long after its deadline a sandbox without a service goes on; the supervisor's own default when absent. */
+  deadmanGraceMs?: number;
+  /** OCI runtime by the engine's name for it (`runsc`, …); undefined takes the engine's default. */
+  ociRuntime?: string;
+  /** Default: the engine that `DOCKER_HOST` names, else the one on this machine. */
+  docker?: Dockerode;
+}
+
+const DEFAULT_START_TIMEOUT_MS = 60_000;
+const ADOPT_TIMEOUT_MS = 10_000;
+const INIT_TIMEOUT_MS = 10_000;
+const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
+/** The host's rules are asserted again when a check finds them older: someone may have flushed the firewall. */
+const RULES_FRESH_MS = 60_000;
+/** Longest path of a Unix socket on Linux, by the size of the kernel's structure. */
+const SOCKET_PATH_BYTES = 107;
+const SOCKET_NAME = 'service.sock';
+/** Longer than any id, in bytes; so that all sockets of one service land in one place. */
+const LONGEST_ID = 40;
+
+/** What was found out about the engine at creation. */
+interface Facts {
+  imageId: string;
+  limits: EngineLimits;
+  caveats: string[];
+  userNamespaces: boolean;
+}
+
+/**
+ * Proves the engine fit for sandboxes, makes the network and the host's rules for it, and gives the runtime.
+ *
+ * @throws ServiceError `unavailable` when no engine answers, `failed_precondition` with a remedy when it can't isolate
+ */
+export async function createDockerRuntime(options: DockerRuntimeOptions): Promise<Runtime> {
+  const docker = options.docker ?? connectEngine();
+  const ping = await pingEngine(docker);
+  if (!ping.ok) {
+    throw new ServiceError('unavailable', `No container engine answers: ${ping.detail}`, {
+      remedy: 'Start Docker, or point DOCKER_HOST to an engine, or set CELLBOX_RUNTIME=local.',
+    });
+  }
+  const serviceId = engineServiceId(options.deriveSecret);
+  const tunnels = await makeTunnelRoot(options.dataDir, serviceId);
+  const names = networkNames(serviceId);
+  await ensureNetwork(docker, names, { [LABELS.service]: serviceId });
+  const facts = await probeEngine(docker, options, serviceId, tunnels, names);
+  for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
+  const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts);
+  await runtime.watch();
+  await runtime.sweep();
+  return runtime;
+}
+
+/** What the engine's objects of this service are labelled with. From the secret: two services may share one engine. */
+export function engineServiceId(deriveSecret: DockerRuntimeOptions['deriveSecret']): string {
+  return crypto.createHash('sha256').update(deriveSecret('tunnel', '#service')).digest('hex').slice(0, 32);
+}
+
+/** Where the directories of the tunnels are: in the data directory, unless that makes socket paths too long. */
+async function makeTunnelRoot(dataDir: string, serviceId: string): Promise<string> {
+  const longest = (root: string) => Buffer.byteLength(path.join(root, 'x'.repeat(LONGEST_ID), SOCKET_NAME));
+  let root = path.join(path.resolve(dataDir), 'tunnels');
+  if (longest(root) > SOCKET_PATH_BYTES) {
+    root = path.join(process.env['XDG_RUNTIME_DIR'] || os.tmpdir(), `cellbox-${serviceId.slice(0, 12)}`);
+    if (longest(root) > SOCKET_PATH_BYTES) root = path.join('/tmp', path.basename(root));
+  }
+  await fs.mkdir(root, { recursive: true, mode: 0o700 });
+  const { uid, mode } = await fs.lstat(root);
+  if (uid !== process.getuid?.() || (mode & 0o022) !== 0) {
+    // The short place lies in a directory that everybody writes to.
+    throw new ServiceError('failed_precondition', `${root} belongs to someone else`, {
+      remedy: 'Remove it, or choose a shorter CELLBOX_DATA_DIR.',
+    });
+  }
+  return root;
+}
+
+/** Sets the host's rules and learns, in the same helper container, which limits this engine can enforce. */
+async function probeEngine(
+  docker: Dockerode,
+  options: DockerRuntimeOptions,
+  serviceId: string,
+  tunnels: string,
+  names: NetworkNames,
+): Promise<Facts> {
+  const info = (await callEngine('info', docker.info())) as {
+    NCPU?: number;
+    OperatingSystem?: string;
+    OSType?: string;
+    Driver?: string;
+    DriverStatus?: Array<[string, string]>;
+    SecurityOptions?: string[];
+    MemoryLimit?: boolean;
+    PidsLimit?: boolean;
+    CpuCfsQuota?: boolean;
+    Runtimes?: Record<string, unknown>;
+  };
+  if (info.OSType !== 'linux' || info.OperatingSystem === 'Docker Desktop') {
+    throw new ServiceError(
+      'failed_precondition',
+      `This engine (${info.OperatingSystem ?? 'unknown'}) keeps its containers in a machine of its own, where the tunnel's sockets don't reach`,
+      { remedy: 'Use an engine on this Linux host, or set CELLBOX_RUNTIME=local.' },
+    );
+  }
+  if (options.ociRuntime !== undefined && !(options.ociRuntime in (info.Runtimes ?? {}))) {
+    throw new ServiceError('failed_precondition', `The engine knows no OCI runtime ${options.ociRuntime}`, {
+      remedy: `It knows: ${Object.keys(info.Runtimes ?? {}).join(', ')}.`,
+    });
+  }
+  let image: Dockerode.ImageInspectInfo;
+  try {
+    image = await callEngine('inspect image', docker.getImage(options.image).inspect());
+  } catch (error) {
+    if (engineStatus(error) !== 404) throw error;
+    throw new ServiceError('failed_precondition', `The engine has no image ${options.image}`, {
+      cause: error,
+      remedy: `docker pull ${options.image}, or unset CELLBOX_IMAGE to build one.`,
+    });
+  }
+
+  const caveats: string[] = [];
+  const limits: EngineLimits = { diskQuota: mayHaveQuota(info) };
+  const { resources } = options;
+  const security = info.SecurityOptions ?? [];
+  if (!security.some((each) => each.startsWith('name=seccomp')))
+    caveats.push('This engine has no seccomp: sandboxes can make every system call.');
+  if (info.MemoryLimit === false) caveats.push("This engine can't limit memory.");
+  if (info.PidsLimit === false) caveats.push("This engine can't limit the number of processes.");
+  if (info.CpuCfsQuota === false) caveats.push("This engine can't limit CPU time.");
+  if (info.NCPU !== undefined && info.NCPU < resources.cpuCount) {
+    limits.cpus = info.NCPU;
+    caveats.push(`This host has ${info.NCPU} CPU; sandboxes asked to have ${resources.cpuCount} share it.`);
+  }
+
+  const userNamespaces = security.includes('name=userns');
+  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see.
+  const marker = `probe-${crypto.randomBytes(6).toString('hex')}`;
+  await fs.writeFile(path.join(tunnels, marker), '', { mode: 0o600 });
+  const attempt = () =>
+    runHelper(docker, {
+      image: image.Id,
+      serviceId,
+      userNamespaces,
+      env: { BRIDGE: names.bridge, CHAIN: names.chain },
+      script: `[ -e ${TUNNEL_DIR_INSIDE}/${marker} ] || { echo "no shared directories" >&2; exit 97; }
+echo "files=$(ulimit -Hn)"
+${SET_RULES}`,
+      hostConfig: {
+        ...resourceLimits(resources, limits),
+        Mounts: [{ Type: 'bind', Source: tunnels, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
+        ShmSize: 64 * 1024 * 1024,
+      },
+    });
+  try {
+    // Each failure that a limit explains takes that limit away once; so this ends.
+    for (;;) {
+      try {
+        await attempt();
+        break;
+      } catch (error) {
+        const detail = engineDetail(error);
+        if (limits.diskQuota && /storage-opt|quota/i.test(detail)) {
+          limits.diskQuota = false;
+        } else if (limits.openFiles === undefined && /rlimit|ulimit/i.test(detail)) {
+          limits.openFiles = await engineOpenFiles(docker, image.Id, serviceId);
+          caveats.push(
+            `This engine gives a process at most ${limits.openFiles} open files; sandboxes asked to have ${resources.openFiles}.`,
+          );
+        } else if (/no shared directories|bind source path does not exist/.test(detail)) {
+          throw new ServiceError(
+            'failed_precondition',
+            'The engine does not see this machine’s directories; a remote engine can’t be used yet',
+            { cause: error, remedy: 'Unset DOCKER_HOST, or set CELLBOX_RUNTIME=local.' },
+          );
+        } else {
+          throw new ServiceError(
+            'failed_precondition',
+            `The host's network rules for sandboxes can't be set: ${detail}`,
+            {
+              cause: error,
+              remedy:
+                'Sandboxes would reach this host and the cloud’s metadata; see docs/decisions/0005-docker-network.md.',
+            },
+          );
+        }
+      }
+    }
+  } finally {
+    await fs.rm(path.join(tunnels, marker), { force: true });
+  }
+  if (!limits.diskQuota)
+    caveats.push(
+      `Disk limits are not enforced: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here.`,
+    );
+  return { imageId: image.Id, limits, caveats, userNamespaces };
+}
+
+/** Drivers that take a size; overlay2 does on xfs with project quotas only, which trying finds out. */
+function mayHaveQuota(info: { Driver?: string; DriverStatus?: Array<[string, string]> }): boolean {
+  if (info.Driver === 'btrfs' || info.Driver === 'zfs') return true;
+  const backing = info.DriverStatus?.find(([name]) => name === 'Backing Filesystem')?.[1];
+  return info.Driver === 'overlay2' && backing === 'xfs';
+}
+
+async function engineOpenFiles(docker: Dockerode, image: string, serviceId: string): Promise<number> {
+  const output = await runHelper(docker, { image, serviceId, script: 'ulimit -Hn' });
+  const files = Number(output.trim());
+  return Number.isInteger(files) && files > 0 ? files : 1024;
+}
+
+/** Sandboxes as containers of one Docker engine; the contract is on `Runtime`. */
+class DockerRuntime implements Runtime {
+  readonly name = 'docker';
+  readonly caveats: readonly string[];
+  private readonly handles = new Map<string, DockerInstance>();
+  /** Starts under way; a stop aborts them. */
+  private readonly starting = new Map<string, AbortController>();
+  /** Failed starts whose container may be there still, because the engine was away. Cleared when it is back. */
+  private readonly doomed = new Set<string>();
+  private readonly startingIds = new Set<string>();
+  /** Last operation of each id, so that they don't overlap. */
+  private readonly turns = new Map<string, Promise<void>>();
+  private readonly closing = new AbortController();
+  private watcher: Promise<void> | undefined;
+  private closed: Promise<void> | undefined;
+  private rulesSetAt = Date.now();
+  private rulesError: string | undefined;
+  private rulesTurn: Promise<void> | undefined;
+
+  constructor(
+    private readonly docker: Dockerode,
+    private readonly options: DockerRuntimeOptions,
+    private readonly serviceId: string,
+    private readonly names: NetworkNames,
+    private readonly tunnels: string,
+    private readonly facts: Facts,
+  ) {
+    this.caveats = facts.caveats;
+  }
+
+  // ---- start -----------------------------------------------------------------------------------------------------
+
+  async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
+    this.throwIfClosed();
+    if (!/^[a-z0-9]{1,40}$/.test(spec.id))
+      throw new ServiceError('invalid_argument', 'An instance id is 1 to 40 lower-case letters and digits');
+    if (this.handles.has(spec.id) || this.startingIds.has(spec.id)) throw alreadyExists(spec.id);
+    throwIfCancelled(signal);
+    const controller = new AbortController();
+    this.starting.set(spec.id, controller);
+    this.startingIds.add(spec.id);
+    const signals = [controller.signal, this.closing.signal, ...(signal === undefined ? [] : [signal])];
+    try {
+      return await this.takeTurn(spec.id, () => this.startNow(spec, AbortSignal.any(signals)));
+    } finally {
+      this.starting.delete(spec.id);
+      this.startingIds.delete(spec.id);
+    }
+  }
+
+  private async startNow(spec: InstanceSpec, signal: AbortSignal): Promise<Instance> {
+    throwIfCancelled(signal);
+    const name = this.containerName(spec.id);
+    const directory = path.join(this.tunnels, spec.id);
+    try {
+      await fs.mkdir(directory);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      // A machine of an earlier process, or only what a crash left of one.
+      if ((await this.inspect(spec.id)) !== undefined) throw alreadyExists(spec.id);
+    }
+    await fs.chmod(directory, 0o755); // the agent's user inside is not ours; the directory above keeps others out
+    const tunnel = this.newTunnel(spec.id);
+    let created: Promise<Dockerode.Container> | undefined;
+    let isForeign = false;
+    const output = new LastWords();
+    try {
+      const call = this.docker.createContainer(
+        containerOptions({
+          spec,
+          name,
+          image: this.facts.imageId,
+          serviceId: this.serviceId,
+          network: this.names.network,
+          tunnelDir: directory,
+          env: this.environment(spec),
+          createdAt: Date.now(),
+          limits: this.facts.limits,
+          ociRuntime: this.options.ociRuntime,
+        }),
+      );
+      created = call;
+      const [container] = await Promise.all([callEngine('create sandbox', call), tunnel.listen()]).catch(
+        (error: unknown) => {
+          isForeign = engineStatus(error) === 409;
+          throw isForeign ? alreadyExists(spec.id, error) : error;
+        },
+      );
+      throwIfCancelled(signal);
+      await output.attach(this.docker, container);
+      await callEngine('start sandbox', container.start());
+      const handle = new DockerInstance(
+        spec.id,
+        container.id,
+        this.options.deriveSecret('gateway', spec.id),
+        tunnel,
+      );
+      this.handles.set(spec.id, handle);
+      await this.connect(handle, spec, signal, output);
+      return handle;
+    } catch (error) {
+      await this.clearFailedStart(spec.id, tunnel, created, isForeign);
+      throw this.explainStart(error, signal);
+    } finally {
+      output.detach();
+    }
+  }
+
+  /** Waits for the agent, then tells it what it needs. Fails as soon as the container ends, the time is up or the caller gives up. */
+  private async connect(
+    handle: DockerInstance,
+    spec: InstanceSpec,
+    signal: AbortSignal,
+    output: LastWords,
+  ): Promise<void> {
+    const timeoutMs = this.options.startTimeoutMs ?? DEFAULT_START_TIMEOUT_MS;
+    const over = new AbortController();
+    const timer = setTimeout(() => over.abort('timeout'), timeoutMs);
+    void handle.ended.then(() => over.abort('ended'));
+    try {
+      const any = AbortSignal.any([signal, over.signal]);
+      await handle.tunnel.firstConnection(any);
+      await initAgent(handle, spec, any);
+      await handle.setDeadline(spec.deadlineAt);
+    } catch (error) {
+      throwIfCancelled(signal);
+      this.options.logger.warn({ instance: spec.id, output: output.text() }, 'a sandbox did not start');
+      if (over.signal.reason === 'ended') {
+        throw new ServiceError('unavailable', 'The sandbox ended while starting', {
+          cause: new Error(output.text(), { cause: error }),
+        });
+      }
+      if (over.signal.reason === 'timeout') {
+        throw new ServiceError('deadline_exceeded', `The sandbox did not start within ${timeoutMs} ms`, {
+          cause: new Error(output.text(), { cause: error }),
+        });
+      }
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** What went wrong before matters more than a failure here, which is logged; the next `list` shows what stayed. */
+  private async clearFailedStart(
+    id: string,
+    tunnel: TunnelServer,
+    created: Promise<Dockerode.Container> | undefined,
+    isForeign: boolean,
+  ): Promise<void> {
+    const handle = this.handles.get(id);
+    handle?.expectEnd();
+    await tunnel.close();
+    if (isForeign) return;
+    // Else the removal could come before what it removes. Whether it worked does not matter here.
+    if (created !== undefined) await callEngine('create sandbox', created, 10_000).catch(() => undefined);
+    const remove = () => removeContainer(this.docker, this.containerName(id));
+    try {
+      await remove();
+    } catch (error) {
+      this.doomed.add(id);
+      this.options.logger.error({ instance: id, error }, 'a failed start could not be cleared yet');
+    }
+    // A create that was given up may still succeed: then it goes at once. Its own failure was reported above.
+    created?.then(remove).catch(() => undefined);
+    // Also when the container stayed: without its directory nobody reaches it.
+    await fs.rm(path.join(this.tunnels, id), { recursive: true, force: true });
+    this.finish(id, handle, { reason: 'stopped' });
+  }
+
+  private explainStart(error: unknown, signal: AbortSignal): unknown {
+    if (error instanceof ServiceError && error.code === 'already_exists') return error;
+    throwIfCancelled(signal);
+    if (error instanceof ServiceError && error.code === 'not_found') {
+      // 404 of a create or start: the image or the network went away. Callers would take it for their own id.
+      this.ensureNetwork().catch((cause: unknown) =>
+        this.options.logger.error({ error: cause }, 'the network of the sandboxes is gone'),
+      );
+      return new ServiceError(
+        'unavailable',
+        'The container engine lacks the image or the network of sandboxes',
+        {
+          cause: error,
+          remedy: 'Try again: the network is being made anew. When that fails too, restart the service.',
+        },
+      );
+    }
+    return error;
+  }
+
+  /** For the supervisor only; it keeps our names from the user's programs. `spec.env` goes through `/init`. */
+  private environment(spec: InstanceSpec): Record<string, string> {
+    return {
+      CELLBOX_TUNNEL: `unix:${TUNNEL_DIR_INSIDE}/${SOCKET_NAME}`,
+      CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
+      CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
+      CELLBOX_LISTEN_LOOPBACK: '1',
+      ...(this.options.deadmanGraceMs === undefined
+        ? {}
+        : { CELLBOX_DEADMAN_GRACE_MS: String(this.options.deadmanGraceMs) }),
+    };
+  }
+
+  // ---- list, adopt, pause, resume, stop, stats ---------------------------------------------------------------------
+
+  async list(): Promise<InstanceRecord[]> {
+    const found = await callEngine(
+      'list sandboxes',
+      this.docker.listContainers({ all: true, filters: { label: this.filters() } }),
+    );
+    return found.flatMap((info) => toRecord(info, this.startingIds) ?? []);
+  }
+
+  async adopt(id: string, signal?: AbortSignal): Promise<Instance> {
+    this.throwIfClosed();
+    throwIfCancelled(signal);
+    return this.takeTurn(id, async () => {
+      const known = this.handles.get(id);
+      if (known !== undefined) return known;
+      const found = await this.inspect(id);
+      if (found === undefined || !found.State.Running) throw notFound(id);
+      await fs.mkdir(path.join(this.tunnels, id), { recursive: true, mode: 0o755 });
+      const tunnel = this.newTunnel(id);
+      const handle = new DockerInstance(id, found.Id, this.options.deriveSecret('gateway', id), tunnel);
+      this.handles.set(id, handle);
+      const over = new AbortController();
+      const timer = setTimeout(() => over.abort(), ADOPT_TIMEOUT_MS);
+      void handle.ended.then(() => over.abort());
+      try {
+        await tunnel.listen();
+        // The agent of a frozen machine connects when it thaws.
+        if (!found.State.Paused) {
+          const signals = [over.signal, this.closing.signal, ...(signal === undefined ? [] : [signal])];
+          await tunnel.firstConnection(AbortSignal.any(signals));
+        }
+        return handle;
+      } catch (error) {
+        if (this.handles.get(id) === handle) this.handles.delete(id);
+        await handle.release();
+        if ((await this.inspect(id)) === undefined) throw notFound(id, error);
+        throw new ServiceError('unavailable', 'The agent of the sandbox did not come back in time', {
+          cause: error,
+        });
+      } finally {
+        clearTimeout(timer);
+      }
+    });
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.takeTurn(id, async () => {
+      const found = await this.running(id);
+      if (found.State.Paused) throw new ServiceError('failed_precondition', 'The sandbox is paused already');
+      await callEngine('pause sandbox', this.docker.getContainer(found.Id).pause());
+    });
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.takeTurn(id, async () => {
+      const found = await this.running(id);
+      if (!found.State.Paused) throw new ServiceError('failed_precondition', 'The sandbox is not paused');
+      await callEngine('resume sandbox', this.docker.getContainer(found.Id).unpause());
+    });
+  }
+
+  async stop(id: string): Promise<void> {
+    this.starting.get(id)?.abort(new ServiceError('unavailable', 'The sandbox was stopped while starting'));
+    await this.takeTurn(id, async () => {
+      const handle = this.handles.get(id);
+      handle?.expectEnd();
+      await handle?.tunnel.close(); // first: clients learn it before the engine has finished
+      await removeContainer(this.docker, this.containerName(id));
+      if (/^[a-z0-9]+$/.test(id)) await fs.rm(path.join(this.tunnels, id), { recursive: true, force: true });
+      this.finish(id, handle, { reason: 'stopped' });
+    });
+  }
+
+  async stats(id: string): Promise<InstanceStats> {
+    const { Id } = await this.running(id);
+    const stats = await callEngine(
+      'read statistics',
+      this.docker.getContainer(Id).stats({ stream: false, 'one-shot': true }),
+      10_000,
+    );
+    return toStats(stats);
+  }
+
+  // ---- check -------------------------------------------------------------------------------------------------------
+
+  async check(): Promise<Check[]> {
+    if (this.closed !== undefined) return [{ name: 'engine', ok: false, detail: 'the runtime is closed' }];
+    const ping = await pingEngine(this.docker);
+    if (!ping.ok) {
+      return [
+        { name: 'engine', ok: false, detail: `No container engine answers (${ping.detail}): start Docker` },
+      ];
+    }
+    return [
+      { name: 'engine', ok: true },
+      ...(await Promise.all([
+        prove('image', async () => {
+          await callEngine('inspect image', this.docker.getImage(this.facts.imageId).inspect(), 2_000);
+        }),
+        prove('network', async () => {
+          await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
+        }),
+        prove('host rules', () => this.proveRules()),
+        prove('disk', () => proveDisk(this.tunnels)),
+      ])),
+    ];
+  }
+
+  private async proveRules(): Promise<void> {
+    if (Date.now() - this.rulesSetAt > RULES_FRESH_MS || this.rulesError !== undefined) {
+      // Slow on a loaded host; then this check tells the last result, and the next one the new.
+      await Promise.race([this.assertRules(), delay(1_500, undefined, { ref: false })]);
+    }
+    if (this.rulesError !== undefined) throw new Error(`can't be set: ${this.rulesError}`);
+  }
+
+  /** Sets the host's rules again; one attempt at a time. Never rejects. */
+  private assertRules(): Promise<void> {
+    this.rulesTurn ??= (async () => {
+      try {
+        await this.helper(SET_RULES);
+        this.rulesError = undefined;
+      } catch (error) {
+        this.rulesError = engineDetail(error);
+        this.options.logger.error({ error }, "the host's rules for sandboxes can't be set");
+      }
+      this.rulesSetAt = Date.now();
+      this.rulesTurn = undefined;
+    })();
+    return this.rulesTurn;
+  }
+
+  /** The host's rules go by the name of the bridge and outlive the network. */
+  private ensureNetwork(): Promise<void> {
+    return ensureNetwork(this.docker, this.names, { [LABELS.service]: this.serviceId });
+  }
+
+  private async helper(script: string): Promise<string> {
+    return runHelper(this.docker, {
+      image: this.facts.imageId,
+      serviceId: this.serviceId,
+      userNamespaces: this.facts.userNamespaces,
+      env: { BRIDGE: this.names.bridge, CHAIN: this.names.chain },
+      script,
+    });
+  }
+
+  /** Removes what a crashed process left: helpers, and directories whose container is gone. */
+  async sweep(): Promise<void> {
+    const helpers = await callEngine(
+      'list helpers',
+      this.docker.listContainers({
+        all: true,
+        filters: { label: [`${LABELS.service}=${this.serviceId}`, `${LABELS.kind}=helper`] },
+      }),
+    );
+    for (const helper of helpers) await removeContainer(this.docker, helper.Id);
+    const known = new Set((await this.list()).map(({ id }) => id));
+    for (const name of await fs.readdir(this.tunnels)) {
+      if (!known.has(name)) await fs.rm(path.join(this.tunnels, name), { recursive: true, force: true });
+    }
+  }
+
+  // ---- the engine's events -----------------------------------------------------------------------------------------
+
+  /** Follows the engine's events until closed; resolves when the first connection stands. */
+  async watch(): Promise<void> {
+    let connected: () => void = () => undefined;
+    const first = new Promise<void>((resolve) => (connected = resolve));
+    this.watcher = this.followEvents(connected);
+    await callEngine('follow events', Promise.race([first, this.watcher]), 10_000);
+  }
+
+  private async followEvents(onConnected: () => void): Promise<void> {
+    let isFirst = true;
+    for (let failures = 0; !this.closing.signal.aborted;) {
+      try {
+        const stream = (await callEngine(
+          'follow events',
+          this.docker.getEvents({
+            abortSignal: this.closing.signal,
+            filters: { type: ['container'], event: ['die', 'oom'], label: this.filters() },
+          }),
+        )) as Readable;
+        failures = 0;
+        onConnected();
+        if (!isFirst) {
+          // The engine was away. A restart may have ended machines, or kept them; and it rewrites the firewall.
+          await this.reconcile();
+          await this.clearDoomed();
+          void this.assertRules();
+        }
+        isFirst = false;
+        let rest = '';
+        for await (const chunk of stream.setEncoding('utf8')) {
+          const lines = (rest + String(chunk)).split('\n');
+          rest = lines.pop() ?? '';
+          for (const line of lines) this.onEvent(line);
+        }
+      } catch (error) {
+        if (this.closing.signal.aborted) break;
+        this.options.logger.warn(
+          { error },
+          'the container engine went away; sandboxes are not given up for that',
+        );
+      }
+      failures++;
+      const pauseMs = Math.min(5_000, 100 * 2 ** Math.min(failures, 10));
+      await delay(pauseMs, undefined, { signal: this.closing.signal }).catch(() => undefined); // closed: the loop ends
+    }
+  }
+
+  private onEvent(line: string): void {
+    const event = parseEvent(line);
+    if (event === undefined) return;
+    const handle = [...this.handles.values()].find((each) => each.containerId === event.containerId);
+    if (handle === undefined) return;
+    if (event.action === 'oom') {
+      handle.ranOutOfMemory = true;
+      return;
+    }
+    const memory = handle.ranOutOfMemory ? ', after memory ran out' : '';
+    void this.onGone(handle, `the machine ended with exit code ${event.exitCode ?? 'unknown'}${memory}`);
+  }
+
+  /** Compares what we hold with what runs, after a gap in the events. */
+  private async reconcile(): Promise<void> {
+    for (const handle of [...this.handles.values()]) {
+      try {
+        const found = await callEngine('inspect', this.docker.getContainer(handle.containerId).inspect());
+        if (!found.State.Running) await this.onGone(handle, `the machine ended (${found.State.Status})`);
+      } catch (error) {
+        if (engineStatus(error) !== 404) throw error; // says nothing about the machine: asked again when connected
+        await this.onGone(handle, 'the machine is gone');
+      }
+    }
+  }
+
+  private async clearDoomed(): Promise<void> {
+    for (const id of [...this.doomed]) {
+      if (!this.startingIds.has(id))
+        await this.takeTurn(id, () => removeContainer(this.docker, this.containerName(id)));
+      this.doomed.delete(id);
+    }
+  }
+
+  /** A machine ended and we did not ask for it: clears what the engine does not clear by itself. */
+  private async onGone(handle: DockerInstance, detail: string): Promise<void> {
+    if (handle.isEndExpected) return; // whoever expects it also clears up
+    handle.expectEnd();
+    this.options.logger.warn({ instance: handle.id, detail }, 'a sandbox ended by itself');
+    await handle.tunnel.close();
+    try {
+      await removeContainer(this.docker, handle.containerId);
+      await fs.rm(path.join(this.tunnels, handle.id), { recursive: true, force: true });
+    } catch (error) {
+      this.options.logger.error({ instance: handle.id, error }, 'an ended sandbox could not be cleared');
+    }
+    this.finish(handle.id, handle, { reason: 'exited', detail });
+  }
+
+  // ---- the rest ----------------------------------------------------------------------------------------------------
+
+  close(): Promise<void> {
+    this.closed ??= (async () => {
+      this.closing.abort(new ServiceError('unavailable', 'The service is shutting down'));
+      await this.watcher;
+      await Promise.all([...this.turns.values()]);
+      await this.rulesTurn;
+      await Promise.all([...this.handles.values()].map((handle) => handle.release()));
+      this.handles.clear();
+      try {
+        await this.removeUnusedNetwork();
+      } catch (error) {
+        this.options.logger.warn({ error }, 'the network of the sandboxes stays');
+      }
+    })();
+    return this.closed;
+  }
+
+  /** Without sandboxes nothing of the service stays in the engine but its image. */
+  private async removeUnusedNetwork(): Promise<void> {
+    if ((await this.list()).length > 0) return;
+    try {
+      await callEngine('remove network', this.docker.getNetwork(this.names.network).remove());
+    } catch (error) {
+      if (engineStatus(error) !== 404) throw error;
+    }
+    await this.helper(CLEAR_RULES);
+  }
+
+  private finish(id: string, handle: DockerInstance | undefined, end: InstanceEnd): void {
+    if (handle === undefined) return;
+    if (this.handles.get(id) === handle) this.handles.delete(id);
+    handle.finish(end);
+  }
+
+  /**
+   * Not the id: programs in other sandboxes can ask the engine's resolver for the name behind an address, and the id
+   * alone opens a sandbox that is not secured. Operators find a container by its label.
+   */
+  private containerName(id: string): string {
+    const hash = crypto.createHash('sha256').update(this.options.deriveSecret('tunnel', `#name ${id}`));
+    return `cellbox-${hash.digest('hex').slice(0, 16)}`;
+  }
+
+  private async inspect(id: string): Promise<Dockerode.ContainerInspectInfo | undefined> {
+    try {
+      return await callEngine('inspect sandbox', this.docker.getContainer(this.containerName(id)).inspect());
+    } catch (error) {
+      if (engineStatus(error) === 404) return undefined;
+      throw error;
+    }
+  }
+
+  private async running(id: string): Promise<Dockerode.ContainerInspectInfo> {
+    const found = await this.inspect(id);
+    if (found === undefined || !found.State.Running) throw notFound(id);
+    return found;
+  }
+
+  private filters(): string[] {
+    return [`${LABELS.service}=${this.serviceId}`, `${LABELS.kind}=sandbox`];
+  }
+
+  private newTunnel(id: string): TunnelServer {
+    return new TunnelServer({
+      socketPath: path.join(this.tunnels, id, SOCKET_NAME),
+      token: this.options.deriveSecret('tunnel', id),
+      instanceId: id,
+      onInbound: this.options.onInbound,
+      logger: this.options.logger,
+    });
+  }
+
+  /** Runs `work` after the operations on this instance that were asked for earlier. */
+  private takeTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const turn = (this.turns.get(id) ?? Promise.resolve()).then(work);
+    const settled = turn.then(
+      () => undefined,
+      () => undefined, // the caller hears of a failure, the next in line needn't
+    );
+    this.turns.set(id, settled);
+    void settled.then(() => {
+      if (this.turns.get(id) === settled) this.turns.delete(id);
+    });
+    return turn;
+  }
+
+  private throwIfClosed(): void {
+    if (this.closed !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
+  }
+}
+
+/** The handle. The runtime settles `ended`, by the engine's word. */
+class DockerInstance implements Instance {
+  readonly ended: Promise<InstanceEnd>;
+  isEndExpected = false;
+  ranOutOfMemory = false;
+  private isGone = false;
+  private settle: (end: InstanceEnd) => void = () => undefined;
+
+  constructor(
+    readonly id: string,
+    readonly containerId: string,
+    readonly gatewayToken: string,
+    readonly tunnel: TunnelServer,
+  ) {
+    this.ended = new Promise((resolve) => (this.settle = resolve));
+  }
+
+  async dial(port: number, options?: DialOptions): Promise<Socket> {
+    if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
+    return this.tunnel.dial(port, options);
+  }
+
+  async setDeadline(deadlineAt: number): Promise<void> {
+    if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
+    await this.tunnel.setDeadline(deadlineAt);
+  }
+
+  /** What happens to the machine from now on is our doing. */
+  expectEnd(): void {
+    this.isEndExpected = true;
+  }
+
+  /** The tunnel is closed by then. The first end counts. */
+  finish(end: InstanceEnd): void {
+    this.isGone = true;
+    this.settle(end);
+  }
+
+  /** Lets go of a machine that goes on running; `ended` stays open. */
+  async release(): Promise<void> {
+    this.isGone = true;
+    await this.tunnel.close();
+  }
+}
+
+/** The last lines that a starting container writes: its log goes away with it. */
+class LastWords {
+  private frames = Buffer.alloc(0);
+  private stream: (NodeJS.ReadWriteStream & { destroy?: () => void }) | undefined;
+
+  /** Before the start, so that nothing is missed. */
+  async attach(docker: Dockerode, container: Dockerode.Container): Promise<void> {
+    this.stream = await callEngine(
+      'attach to sandbox',
+      container.attach({ stream: true, stdout: true, stderr: true }),
+    );
+    const keep = {
+      write: (chunk: Buffer) => {
+        this.frames = Buffer.concat([this.frames, chunk]).subarray(-4096);
+      },
+    };
+    docker.modem.demuxStream(
+      this.stream,
+      keep as unknown as NodeJS.WritableStream, // only write is called
+      keep as unknown as NodeJS.WritableStream,
+    );
+    this.stream.on('error', () => undefined); // output for a diagnosis; the start does not depend on it
+  }
+
+  text(): string {
+    return this.frames.toString('utf8').trim() || 'it said nothing';
+  }
+
+  detach(): void {
+    this.stream?.destroy?.();
+  }
+}
+
+interface EngineEvent {
+  action: 'die' | 'oom';
+  containerId: string;
+  exitCode?: string;
+}
+
+/** One line of the engine's event stream; undefined for what we did not ask for. */
+export function parseEvent(line: string): EngineEvent | undefined {
+  try {
+    const event = JSON.parse(line) as {
+      Action?: unknown;
+      Actor?: { ID?: unknown; Attributes?: { exitCode?: unknown } };
+    } | null;
+    const action = event?.Action;
+    const containerId = event?.Actor?.ID;
+    if ((action !== 'die' && action !== 'oom') || typeof containerId !== 'string') return undefined;
+    const exitCode = event?.Actor?.Attributes?.exitCode;
+    return { action, containerId, ...(typeof exitCode === 'string' ? { exitCode } : {}) };
+  } catch {
+    return undefined; // a line cut off by the end of the stream; the reconnect compares everything anyway
+  }
+}
+
+async function prove(name: string, proof: () => Promise<void>): Promise<Check> {
+  try {
+    await proof();
+    return { name, ok: true };
+  } catch (error) {
+    return { name, ok: false, detail: engineDetail(error) };
+  }
+}
+
+async function proveDisk(directory: string): Promise<void> {
+  const { bavail, bsize } = await fs.statfs(directory);
+  if (bavail * bsize < NEEDED_DISK_BYTES)
+    throw new Error(`only ${Math.floor((bavail * bsize) / 1024 / 1024)} MiB are free: make room`);
+}
+
+function alreadyExists(id: string, cause?: unknown): ServiceError {
+  return new ServiceError('already_exists', `An instance ${id} exists already`, { cause });
+}
+
+function notFound(id: string, cause?: unknown): ServiceError {
+  return new ServiceError('not_found', `No instance ${id} runs here`, { cause });
+}
+
+function throwIfCancelled(signal: AbortSignal | undefined): void {
+  if (signal?.aborted !== true) return;
+  if (signal.reason instanceof ServiceError) throw signal.reason;
+  throw new ServiceError('unavailable', 'The start was cancelled', { cause: signal.reason });
+}
+
+/** Tells a fresh agent its environment, its secret and its user. */
+async function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
+  const body = JSON.stringify({
+    envVars: spec.env,
+    accessToken: spec.accessToken,
+    defaultUser: 'user',
+    timestamp: new Date().toISOString(),
+  });
+  const socket = await instance.dial(AGENT_PORT, { signal });
+  try {
+    const status = await new Promise<number>((resolve, reject) => {
+      const request = http.request({
+        method: 'POST',
+        path: '/init',
+        headers: { host: 'sandbox', 'content-type': 'application/json', connection: 'close' },
+        createConnection: () => socket,
+        signal: AbortSignal.any([signal, AbortSignal.timeout(INIT_TIMEOUT_MS)]),
+      });
+      request.on('error', reject);
+      request.on('response', (response) => {
+        response.resume();
+        response.on('error', reject);
+        response.on('end', () => resolve(response.statusCode ?? 0));
+      });
+      request.end(body);
+    });
+    if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
+  } finally {
+    socket.destroy();
+  }
+}

@@ -1,0 +1,149 @@
+import { execFileSync } from 'node:child_process';
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import type Dockerode from 'dockerode';
+import { createLogger } from '../../service/log';
+import { createDockerRuntime } from '../../service/runtime/docker';
+import { LABELS } from '../../service/runtime/docker-container';
+import { connectEngine } from '../../service/runtime/docker-engine';
+import { demultiplex, runHelper } from '../../service/runtime/docker-helper';
+import { networkNames } from '../../service/runtime/docker-network';
+import type { InboundHandler, Runtime } from '../../service/runtime/runtime';
+import type { RuntimeHarness } from '../suites/runtime-suite';
+import { prepared } from '../started-service';
+
+/** The kernel image of the tests: `CELLBOX_TEST_IMAGE`, else the one that `test/prepare.js` built. */
+export function testImage(): string | undefined {
+  if (process.env['CELLBOX_TEST_IMAGE']) return process.env['CELLBOX_TEST_IMAGE'];
+  try {
+    return prepared().images.slim;
+  } catch {
+    return undefined; // nothing prepared: the caller skips, or fails where docker is demanded
+  }
+}
+
+/** Why the docker cases can't run here; undefined when they can, and when their absence must be a failure. */
+export function whyNoDocker(): string | undefined {
+  if (process.env['CELLBOX_REQUIRE_DOCKER'] === '1') return undefined;
+  try {
+    execFileSync('docker', ['version', '--format', '{{.Server.Version}}'], { stdio: 'pipe', timeout: 5_000 });
+  } catch {
+    if (!fs.existsSync('/var/run/docker.sock') || process.env['DOCKER_HOST'] !== undefined)
+      return 'no container engine answers';
+  }
+  return testImage() === undefined ? 'no kernel image; `node test/prepare.js` builds it' : undefined;
+}
+
+export interface DockerHarness extends RuntimeHarness {
+  readonly docker: Dockerode;
+  readonly dataDir: string;
+  /** Name of the network and of the rules' chains: the service's part of both. */
+  readonly networkName: string;
+  /** The host's filter rules that belong to this service. */
+  hostRules(): Promise<string[]>;
+  run(id: string, argv: string[], user?: string): Promise<string>;
+  container(id: string): Promise<Dockerode.Container>;
+}
+
+/** Runs a program in a container; stdout and stderr together. Rejects with them when it fails. */
+export async function execIn(container: Dockerode.Container, argv: string[], user = 'user'): Promise<string> {
+  const exec = await container.exec({ Cmd: argv, User: user, AttachStdout: true, AttachStderr: true });
+  const stream = await exec.start({ hijack: true, stdin: false });
+  const chunks: Buffer[] = [];
+  for await (const chunk of stream) chunks.push(chunk as Buffer);
+  const output = demultiplex(Buffer.concat(chunks));
+  const { ExitCode } = await exec.inspect();
+  if (ExitCode !== 0) throw new Error(`${argv.join(' ')}: exit code ${ExitCode}: ${output}`);
+  return output;
+}
+
+export async function makeDockerHarness(
+  hooks: { onInbound: InboundHandler },
+  overrides: { dataDir?: string; docker?: Dockerode; image?: string } = {},
+): Promise<DockerHarness> {
+  const image = overrides.image ?? testImage();
+  if (image === undefined)
+    throw new Error('no kernel image: run `node test/prepare.js` or set CELLBOX_TEST_IMAGE');
+  const docker = connectEngine();
+  const dataDir = overrides.dataDir ?? fs.mkdtempSync(path.join(os.tmpdir(), 'cbx-docker-'));
+  const secret = crypto.randomBytes(32);
+  const before = new Set((await docker.listNetworks()).map((network) => network.Id));
+  const make = () =>
+    createDockerRuntime({
+      dataDir,
+      image,
+      resources: { cpuCount: 1, memoryMB: 1024, diskSizeMB: 1024, pids: 256, openFiles: 1024 },
+      deriveSecret: (purpose, id) =>
+        crypto.createHmac('sha256', secret).update(`${purpose}\0${id}`).digest('hex'),
+      onInbound: hooks.onInbound,
+      logger: createLogger(process.env['CELLBOX_TEST_LOG'] ?? 'silent'),
+      startTimeoutMs: 30_000,
+      deadmanGraceMs: 1_000,
+      docker: overrides.docker ?? docker,
+    });
+  let runtime: Runtime = await make().catch((error: unknown) => {
+    fs.rmSync(dataDir, { recursive: true, force: true });
+    throw error;
+  });
+  const ours = (await docker.listNetworks()).filter(
+    (network) => !before.has(network.Id) && network.Labels?.[LABELS.service] !== undefined,
+  );
+  const serviceId = ours[0]?.Labels?.[LABELS.service] ?? '';
+  const containers = (kind: 'sandbox' | 'helper') =>
+    docker.listContainers({
+      all: true,
+      filters: { label: [`${LABELS.service}=${serviceId}`, `${LABELS.kind}=${kind}`] },
+    });
+  const find = async (id: string) => {
+    const [found] = await docker.listContainers({ all: true, filters: { label: [`${LABELS.id}=${id}`] } });
+    if (found === undefined) throw new Error(`no container of ${id}`);
+    return docker.getContainer(found.Id);
+  };
+  const names = networkNames(serviceId);
+  const hostRules = async () => {
+    const output = await runHelper(docker, {
+      image,
+      serviceId: 'tests',
+      script: 'iptables -S; ip6tables -S || true',
+    });
+    return output.split('\n').filter((line) => line.includes(names.chain) || line.includes(names.bridge));
+  };
+  return {
+    docker,
+    dataDir,
+    networkName: names.network,
+    hostRules,
+    get runtime() {
+      return runtime;
+    },
+    restart: async () => {
+      await runtime.close();
+      runtime = await make();
+      return runtime;
+    },
+    leftovers: async () => [
+      ...(await containers('sandbox')).map((each) => `container ${each.Names.join()}`),
+      ...fs.readdirSync(path.join(dataDir, 'tunnels')).map((name) => `directory tunnels/${name}`),
+      ...(
+        await docker.listVolumes({ filters: JSON.stringify({ label: [`${LABELS.service}=${serviceId}`] }) })
+      ).Volumes.map((volume) => `volume ${volume.Name}`),
+    ],
+    killFromOutside: async (id) => {
+      await (await find(id)).kill();
+    },
+    container: find,
+    run: async (id, argv, user) => execIn(await find(id), argv, user),
+    close: async () => {
+      for (const { id } of await runtime.list()) await runtime.stop(id);
+      await runtime.close();
+      fs.rmSync(dataDir, { recursive: true, force: true });
+      const stayed = (await docker.listNetworks()).filter((network) => network.Name === names.network);
+      if ((await containers('helper')).length > 0) throw new Error('a helper container stayed');
+      if (stayed.length > 0) throw new Error('the network stayed');
+      const rules = await hostRules();
+      if (rules.length > 0) throw new Error(`rules stayed:\n${rules.join('\n')}`);
+    },
+  };
+}

@@ -229,3 +229,25 @@ export function describeSettings(): string {
   });
   return ['Usage: npm start [-- --flag value …]', '', ...rows].join('\n');
 }
+
+/** The same as a Markdown table, as the README shows it; a test holds the two together. Equal on every machine. */
+export function settingsTable(): string {
+  const rows = Object.values(SETTINGS).map((each) => {
+    const fallback = each.schema.safeParse(undefined);
+    const isSet = fallback.success && fallback.data !== undefined;
+    // The one default that differs between machines is a directory of the user.
+    const value = isSet ? `\`${String(fallback.data).replace(os.homedir(), '~')}\`` : '';
+    const words = choicesOf(each.schema).map((word) => `\`${word}\``);
+    const meaning = words.length > 0 ? `${each.help} (${words.join(', ')})` : each.help;
+    // A bare `<word>` would be taken for HTML.
+    const escaped = meaning.replace(/`[^`]*`|</g, (part) => (part === '<' ? '\\<' : part));
+    return `| \`${each.env}\` | \`${flagName(each.env)}\` | ${value} | ${escaped} |`;
+  });
+  return ['| Variable | Flag | Default | Meaning |', '| --- | --- | --- | --- |', ...rows].join('\n');
+}
+
+/** The words that a setting takes, where it takes only certain ones. */
+function choicesOf(schema: unknown): string[] {
+  if (schema instanceof z.ZodDefault || schema instanceof z.ZodOptional) return choicesOf(schema.unwrap());
+  return schema instanceof z.ZodEnum ? schema.options.map(String) : [];
+}

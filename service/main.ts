@@ -1,0 +1,239 @@
+import fs from 'node:fs';
+import http from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import path from 'node:path';
+import { createApi } from './api/app';
+import { describeSettings, loadConfig } from './config';
+import type { Config } from './config';
+import { loadApiKey, lockDataDir, openDataDir } from './data-dir';
+import { Edge, machineOf, SERVER_OPTIONS, withoutUpgrade } from './edge/edge';
+import { ServiceError } from './errors';
+import { Interpreter } from './interpreter/interpreter';
+import { createLogger } from './log';
+import type { Logger } from './log';
+import { listen, openRuntime, ROOT } from './prepare';
+import type { InboundHandler } from './runtime/runtime';
+import { Sandboxes } from './sandboxes/sandboxes';
+import { Store } from './sandboxes/store';
+import { openSecrets } from './secrets';
+import { selfCheck } from './self-check';
+
+/** How long a shutdown may take before the process ends regardless. */
+const SHUTDOWN_DEADLINE_MS = 30_000;
+
+/**
+ * The whole service in one process: settings → parts, built by hand in order → listen → serve until told to stop.
+ * Sets the exit code itself; a failure at start is one message for the user.
+ */
+export async function main(argv: readonly string[]): Promise<void> {
+  if (argv.includes('--help') || argv.includes('-h')) {
+    process.stdout.write(`${describeSettings()}\n`);
+    return;
+  }
+  try {
+    await run(loadConfig(process.env, argv));
+  } catch (error) {
+    const known = ServiceError.from(error);
+    process.stderr.write(`cellbox: ${known.message}${known.remedy ? `\n  ${known.remedy}` : ''}\n`);
+    if (known.code === 'internal') console.error(known.cause);
+    process.exit(1); // whatever was begun is released by its own exit hooks or taken over by the next start
+  }
+}
+
+async function run(config: Config): Promise<void> {
+  const started = Date.now();
+  openDataDir(config.dataDir);
+  const unlock = lockDataDir(config.dataDir);
+  process.once('exit', unlock);
+  const logger = createLogger(config.logLevel);
+
+  // The port is taken first: a port in use must not be found out after minutes of building.
+  const server = http.createServer(SERVER_OPTIONS);
+  let front: Front = startingUp;
+  server.on('request', (req, res) => front.request(req, res));
+  server.on('upgrade', (req, socket: Socket, head) => front.upgrade(req, socket, head));
+  server.on('connection', (socket) => socket.setNoDelay(true));
+  const address = await listen(server, config);
+  const domain = config.domain ?? `localhost:${address.port}`;
+
+  const secrets = openSecrets(config.dataDir);
+  const apiKey = loadApiKey(config.dataDir, config.apiKey);
+  const store = await Store.open(path.join(config.dataDir, 'cellbox.db'));
+  await store.setServiceKey(apiKey);
+
+  let inbound: InboundHandler = (_id, _port, stream) => stream.destroy();
+  const { runtime, languages } = await openRuntime({
+    config,
+    secrets,
+    logger,
+    onInbound: (id, port, stream) => inbound(id, port, stream),
+    onProgress: (line) => process.stderr.write(`${line}\n`),
+  });
+
+  const interpreter = new Interpreter({
+    logger,
+    kernelTimeoutMs: config.kernelTimeoutMs,
+    maxBodyBytes: config.maxBodyBytes,
+    remedyFor: (language) => languages.remedyFor(language),
+  });
+  const sandboxes = new Sandboxes({
+    runtime,
+    store,
+    secrets,
+    logger,
+    resources: config,
+    maxSandboxes: config.maxSandboxes,
+    maxTimeoutSeconds: config.maxTimeoutSeconds,
+    startTimeoutMs: config.startTimeoutMs,
+    events: {
+      onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
+      onAdopted: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onPaused: (id) => {
+        edge.drop(id);
+        interpreter.drop(id);
+      },
+      onResumed: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onEnded: (id) => {
+        edge.drop(id);
+        interpreter.drop(id);
+      },
+    },
+  });
+  const edge = new Edge({ domain, sandboxes, interpreter, logger });
+  inbound = (id, port, stream) => {
+    const sandbox = sandboxes.find(id);
+    if (sandbox === undefined) stream.destroy();
+    else edge.inbound(sandbox, port, stream);
+  };
+  const { version } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as {
+    version: string;
+  };
+  const api = createApi({
+    version,
+    config,
+    domain,
+    sandboxes,
+    store,
+    runtime,
+    logger,
+    languages: () => languages.list(),
+  });
+
+  const { adopted, removed } = await sandboxes.adopt();
+  if (adopted + removed > 0) logger.info({ adopted, removed }, 'took over what an earlier service left');
+  front = {
+    request: (req, res) => {
+      if (!edge.handle(req, res)) api(req, res);
+    },
+    upgrade: (req, socket, head) => {
+      if (!edge.upgrade(req, socket, head)) withoutUpgrade(server, req, socket, head);
+    },
+  };
+
+  const close = async (onStop: 'keep' | 'kill'): Promise<void> => {
+    const deadline = setTimeout(() => {
+      logger.error('shutdown took too long');
+      process.exit(1);
+    }, SHUTDOWN_DEADLINE_MS);
+    deadline.unref();
+    server.close();
+    await sandboxes.close({ onStop });
+    await interpreter.close();
+    edge.close();
+    server.closeAllConnections();
+    await runtime.close();
+    await store.close();
+    clearTimeout(deadline);
+  };
+  stopOnSignals(config, logger, close);
+  printBanner(config, address, apiKey, runtime.name, runtime.caveats, started);
+  await proveItself(config, address, apiKey, logger);
+}
+
+/** Who answers requests: at first a stub that says so, then edge and control plane. */
+interface Front {
+  request(req: IncomingMessage, res: ServerResponse): void;
+  upgrade(req: IncomingMessage, socket: Socket, head: Buffer): void;
+}
+
+const startingUp: Front = {
+  request: (_req, res) => {
+    const body = JSON.stringify({ code: 503, message: 'Cellbox is starting up; try again in a moment' });
+    res.writeHead(503, { 'content-type': 'application/json', 'retry-after': '1' });
+    res.end(body);
+  },
+  upgrade: (_req, socket) => socket.destroy(),
+};
+
+/** SIGTERM keeps sandboxes for the next start (a deploy), Ctrl-C ends them (somebody is done); a setting overrides both. */
+function stopOnSignals(
+  config: Config,
+  logger: Logger,
+  close: (onStop: 'keep' | 'kill') => Promise<void>,
+): void {
+  let stopping = false;
+  const stop = (signal: 'SIGINT' | 'SIGTERM' | 'SIGHUP') => {
+    if (stopping) {
+      if (signal === 'SIGINT') process.exit(130); // the second Ctrl-C: somebody is in a hurry
+      return;
+    }
+    stopping = true;
+    const onStop = config.onStop ?? (signal === 'SIGINT' ? 'kill' : 'keep');
+    logger.info({ signal, onStop }, 'stopping');
+    close(onStop).then(
+      () => process.exit(0),
+      (error: unknown) => {
+        logger.error({ err: error }, 'shutdown failed');
+        process.exit(1);
+      },
+    );
+  };
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => stop(signal));
+}
+
+/** Where clients on this machine reach the service: an unspecified address is not one to connect to. */
+function urlOf(config: Config, address: AddressInfo): string {
+  const host = ['0.0.0.0', '::'].includes(config.host) ? '127.0.0.1' : config.host;
+  return `http://${host.includes(':') ? `[${host}]` : host}:${address.port}`;
+}
+
+function printBanner(
+  config: Config,
+  address: AddressInfo,
+  apiKey: string,
+  runtimeName: string,
+  caveats: readonly string[],
+  started: number,
+): void {
+  const url = urlOf(config, address);
+  const lines = [
+    `Cellbox serves on ${url} (runtime: ${runtimeName}, ready in ${((Date.now() - started) / 1000).toFixed(1)} s)`,
+    ...caveats.map((caveat) => `  NOT ISOLATED OR LIMITED: ${caveat}`),
+    `API key: ${apiKey}`,
+    '',
+    `  export E2B_API_URL=${url}`,
+    `  export E2B_SANDBOX_URL=${url}`,
+    `  export E2B_API_KEY=${apiKey}`,
+    '',
+    "  const sandbox = await (await import('@e2b/code-interpreter')).Sandbox.create();",
+    "  console.log((await sandbox.runCode('1 + 1')).text);",
+    '',
+  ];
+  process.stdout.write(`${lines.join('\n')}\n`);
+}
+
+/** One real analysis through the front door; its failure is told and leaves the service up, for a look at `/health`. */
+async function proveItself(
+  config: Config,
+  address: AddressInfo,
+  apiKey: string,
+  logger: Logger,
+): Promise<void> {
+  try {
+    process.stdout.write(`Self-check: ${await selfCheck(urlOf(config, address), apiKey)}\n`);
+  } catch (error) {
+    logger.error({ err: error }, 'the self-check failed');
+    process.stdout.write(`Self-check: FAILED: ${error instanceof Error ? error.message : String(error)}\n`);
+  }
+}

@@ -1,0 +1,72 @@
+'use strict';
+
+/**
+ * Makes what suites with real kernels need, once: the local runtime's Python environment, the kernel images when an
+ * engine answers, and environments with the official Python SDKs. What is there already is reused. Writes
+ * `.cellbox/test/prepared.json`.
+ */
+const { spawnSync } = require('node:child_process');
+const crypto = require('node:crypto');
+const fs = require('node:fs');
+const path = require('node:path');
+const {
+  connectEngine,
+  loadConfig,
+  pingEngine,
+  prepareImage,
+  prepareLocalPython,
+} = require('../dist/prepare.js');
+
+const root = path.join(__dirname, '..');
+const home = path.join(root, '.cellbox', 'test');
+const say = (line) => console.error(line);
+
+function run(command, args) {
+  const done = spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] });
+  if (done.status !== 0) throw new Error(`${command} ${args.join(' ')} failed`);
+}
+
+/** A virtual environment with one generation of the official Python SDK. */
+function prepareSdk(generation, basePython) {
+  const requirements = path.join(__dirname, 'compat', 'python', `requirements-${generation}.txt`);
+  const hash = crypto.createHash('sha256').update(fs.readFileSync(requirements)).digest('hex').slice(0, 12);
+  const dir = path.join(home, `sdk-${generation}-${hash}`);
+  const python = path.join(dir, 'bin', 'python');
+  if (!fs.existsSync(path.join(dir, '.complete'))) {
+    say(`Installing the official Python SDK, generation ${generation} …`);
+    fs.rmSync(dir, { recursive: true, force: true });
+    run(basePython, ['-m', 'venv', dir]);
+    run(python, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '-r', requirements]);
+    fs.writeFileSync(path.join(dir, '.complete'), '');
+  }
+  return python;
+}
+
+async function main() {
+  fs.mkdirSync(home, { recursive: true });
+  const settings = loadConfig(process.env, []);
+  const python = await prepareLocalPython({ ...settings, pythonDir: home }, say);
+  const images = {};
+  const engine = await pingEngine(connectEngine());
+  if (engine.ok) {
+    for (const imageFlavor of ['slim', 'full'])
+      images[imageFlavor] = await prepareImage({ ...settings, imageFlavor }, say);
+  } else if (process.env.CELLBOX_REQUIRE_DOCKER === '1') {
+    throw new Error(`CELLBOX_REQUIRE_DOCKER=1, but no container engine answers: ${engine.detail}`);
+  } else {
+    say(`No container engine answers (${engine.detail}): its cases are skipped`);
+  }
+  const basePython = ['python3.13', 'python3.12', 'python3.11', 'python3'].find(
+    (name) => spawnSync(name, ['-c', 'import venv, ensurepip']).status === 0,
+  );
+  if (basePython === undefined) throw new Error('no Python >= 3.11 with venv was found');
+  const sdkPython = { a: prepareSdk('a', basePython), b: prepareSdk('b', basePython) };
+  const prepared = { python, pythonDir: home, images, sdkPython };
+  fs.writeFileSync(path.join(home, 'prepared.json'), JSON.stringify(prepared, null, 2));
+  say(JSON.stringify(prepared));
+}
+
+main().catch((error) => {
+  console.error(error.message);
+  process.exit(1);
+});

@@ -1,0 +1,87 @@
+'use strict';
+
+/**
+ * `npm test`: sets up what it lacks, then runs everything and ends with `N passed, N failed` over all of it.
+ * Without a container engine the docker cases are skipped, visibly; CELLBOX_REQUIRE_DOCKER=1 makes that a failure.
+ */
+const { spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { installPackages } = require('../install.js');
+
+const root = path.join(__dirname, '..');
+const totals = { passed: 0, failed: 0, skipped: 0 };
+
+function step(name, command, args, { env = {}, count } = {}) {
+  const started = Date.now();
+  console.log(`\n=== ${name}`);
+  const done = spawnSync(command, args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...env } });
+  const ok = done.status === 0;
+  const counted = count?.();
+  if (counted) {
+    for (const key of Object.keys(totals)) totals[key] += counted[key];
+    if (!ok && counted.failed === 0) totals.failed += 1; // the runner itself broke
+  } else {
+    totals[ok ? 'passed' : 'failed'] += 1;
+  }
+  console.log(
+    `=== ${name}: ${ok ? 'ok' : `failed (exit ${done.status ?? done.signal})`} in ${((Date.now() - started) / 1000).toFixed(0)} s`,
+  );
+  return ok;
+}
+
+function jest(project, scratch, extra = []) {
+  const report = path.join(scratch, `${project}.json`);
+  const args = [
+    require.resolve('jest/bin/jest'),
+    '--selectProjects',
+    project,
+    '--json',
+    '--outputFile',
+    report,
+    '--ci',
+    ...extra,
+  ];
+  step(`jest: ${project}`, process.execPath, args, {
+    count: () => {
+      if (!fs.existsSync(report)) return undefined;
+      const result = JSON.parse(fs.readFileSync(report, 'utf8'));
+      return {
+        passed: result.numPassedTests,
+        failed: result.numFailedTests + result.numRuntimeErrorTestSuites,
+        skipped: result.numPendingTests,
+      };
+    },
+  });
+}
+
+async function main() {
+  installPackages({ full: true });
+  await require('../build.js').build();
+  const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'cellbox-test-'));
+  const only = process.argv.slice(2);
+  const wanted = (name) => only.length === 0 || only.includes(name);
+  try {
+    if (wanted('check')) {
+      step('types', 'npm', ['run', '--silent', 'types']);
+      step('lint', 'npm', ['run', '--silent', 'lint']);
+      step('format', 'npm', ['run', '--silent', 'format']);
+    }
+    if (wanted('unit')) jest('unit', scratch);
+    if (wanted('prepare')) step('prepare runtimes', process.execPath, ['test/prepare.js']);
+    if (wanted('python')) step('python package', process.execPath, ['test/python.js']);
+    if (wanted('integration')) jest('integration', scratch, ['--runInBand']);
+    // The SDKs keep their idle connections open for minutes, hence --forceExit.
+    if (wanted('compat')) jest('compat', scratch, ['--runInBand', '--forceExit']);
+  } finally {
+    fs.rmSync(scratch, { recursive: true, force: true });
+  }
+  console.log(`\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
+  process.exitCode = totals.failed === 0 ? 0 : 1;
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exitCode = 1;
+});

@@ -1,4 +1,4 @@
-import net from 'node:net';
+import type net from 'node:net';
 import path from 'node:path';
 import type { Config } from './config';
 import { ServiceError } from './errors';

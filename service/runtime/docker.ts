@@ -326,7 +326,8 @@ class DockerRuntime implements Runtime {
     let isForeign = false;
     const output = new LastWords();
     try {
-      const call = this.docker.createContainer(
+      await tunnel.listen();
+      created = this.docker.createContainer(
         containerOptions({
           spec,
           name,
@@ -340,13 +341,13 @@ class DockerRuntime implements Runtime {
           ociRuntime: this.options.ociRuntime,
         }),
       );
-      created = call;
-      const [container] = await Promise.all([callEngine('create sandbox', call), tunnel.listen()]).catch(
-        (error: unknown) => {
-          isForeign = engineStatus(error) === 409;
-          throw isForeign ? alreadyExists(spec.id, error) : error;
-        },
-      );
+      let container: Dockerode.Container;
+      try {
+        container = await callEngine('create sandbox', created);
+      } catch (error) {
+        isForeign = engineStatus(error) === 409;
+        throw isForeign ? alreadyExists(spec.id, error) : error;
+      }
       throwIfCancelled(signal);
       await output.attach(this.docker, container);
       await callEngine('start sandbox', container.start());

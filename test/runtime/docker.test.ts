@@ -30,7 +30,6 @@ suite(`docker only${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
 
   afterAll(async () => {
     await harness?.close();
-    console.log(process.getActiveResourcesInfo());
   }, 60_000);
 
   it('holds a container to the profile `standard`', async () => {

@@ -43,6 +43,8 @@ class KernelLanguage:
     interrupt_mode: str = "signal"
     # Files written beside kernel.json (name -> text); argv reaches them as `{resource_dir}/<name>`.
     files: Mapping[str, str] = field(default_factory=dict)
+    # Called with the directory when all that is written; answers in one sentence why the kernel can't be used after all.
+    finish: Callable[[Path], str | None] = lambda spec_dir: None
 
     def kernel_json(self) -> dict[str, Any]:
         return {
@@ -96,6 +98,8 @@ JAVA_KERNEL = "io.github.padreati:rapaio-jupyter-kernel:3.0.1"
 JAVA_KERNEL_JAR = "rapaio-jupyter-kernel.jar"
 # The kernel's classes are made for this version; the image has 21.
 JAVA_VERSION = 17
+# What java/LoopThread.java becomes; it says there why the jar's own won't do.
+JAVA_LOOP_CLASS = "org/rapaio/jupyter/kernel/channels/LoopThread.class"
 
 
 def java_kernel_jar() -> Path:
@@ -106,7 +110,7 @@ def java_kernel_jar() -> Path:
 
 
 def _java_argv() -> list[str]:
-    # {resource_dir} first: JAVA_FILES there replace the files of the same names in the jar.
+    # {resource_dir} first: JAVA_FILES and JAVA_LOOP_CLASS there replace the files of the same names in the jar.
     class_path = os.pathsep.join(["{resource_dir}", str(java_kernel_jar())])
     main_class = "org.rapaio.jupyter.kernel.MainApp"
     return ["java", "-Djava.awt.headless=true", "-cp", class_path, main_class, "{connection_file}"]
@@ -125,6 +129,19 @@ def _java_missing() -> str | None:
     if jar.is_file():
         return None
     return f"The Java kernel {JAVA_KERNEL} is not installed: its jar belongs at {jar}. See docs/LANGUAGES.md."
+
+
+def _compile_java(spec_dir: Path) -> str | None:
+    """Puts our class beside kernel.json, where {resource_dir} on the class path finds it before the jar's."""
+    source = Path(__file__).with_name("java") / "LoopThread.java"
+    compiled = spec_dir / JAVA_LOOP_CLASS
+    compiled.unlink(missing_ok=True)  # an earlier one would hide that it can't be compiled
+    # Not `javac`: `java -m` takes the compiler of the very Java that will run the kernel.
+    compiler = ["java", "-m", "jdk.compiler/com.sun.tools.javac.Main"]
+    problem = _output([*compiler, "--release", str(JAVA_VERSION), "-d", str(spec_dir), str(source)])
+    if compiled.is_file():
+        return None
+    return f"Java could not compile a part of its kernel: {' '.join(problem.split()) or 'no answer'}"
 
 
 def _output(command: list[str]) -> str:
@@ -184,7 +201,7 @@ LANGUAGES: tuple[KernelLanguage, ...] = (
     ),
     # "signal" although the kernel knows interrupt_request: that leaves it alive but mute for ever. The signal ends it,
     # and the gateway starts it anew.
-    KernelLanguage("java", "Java", "java", _java_argv, _java_missing, files=JAVA_FILES),
+    KernelLanguage("java", "Java", "java", _java_argv, _java_missing, files=JAVA_FILES, finish=_compile_java),
 )
 
 
@@ -207,7 +224,9 @@ def write_kernelspecs(kernels_dir: Path) -> dict[str, dict[str, Any]]:
             (spec_dir / "kernel.json").write_text(json.dumps(row.kernel_json(), indent=1) + "\n")
             for name, text in row.files.items():
                 (spec_dir / name).write_text(text)
-        elif _is_ours(spec_dir):
+            if problem := row.finish(spec_dir):
+                report[row.name] = {"available": False, "missing": problem}
+        if not report[row.name]["available"] and _is_ours(spec_dir):
             shutil.rmtree(spec_dir)
     return report
 

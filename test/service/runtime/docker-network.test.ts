@@ -1,0 +1,82 @@
+import { execFileSync } from 'node:child_process';
+import { CLEAR_RULES, SET_RULES, networkNames } from '../../../service/runtime/docker-network';
+
+describe('networkNames()', () => {
+  const names = networkNames('0123456789abcdef0123456789abcdef');
+
+  it('stays within what Linux and iptables allow', () => {
+    expect(names).toEqual({
+      network: 'cellbox-0123456789',
+      bridge: 'cbx0123456789',
+      chain: 'CELLBOX-0123456789',
+    });
+    expect(names.bridge.length).toBeLessThanOrEqual(15);
+    expect(`${names.chain}-FW`.length).toBeLessThanOrEqual(28);
+  });
+});
+
+/** Runs a program with an iptables that says yes to everything and prints what it is given. */
+function dryRun(script: string, iptables: string): string {
+  const stubs = `
+iptables() { ${iptables}; }
+ip6tables() { iptables "$@"; }
+awk() { echo 10.0.0.53; }
+`;
+  // Only POSIX names can be functions, so the programs with a dash become others.
+  const program = script
+    .replaceAll('"$ipt-restore" -w 5 --noflush', 'cat')
+    .replaceAll('"$ip6-restore" -w 5 --noflush', 'sed s/^/6/');
+  return execFileSync('/bin/sh', ['-c', stubs + program.slice(0, program.indexOf('# Without this'))], {
+    env: { PATH: process.env['PATH'], BRIDGE: 'cbx1', CHAIN: 'CELLBOX-1' },
+    encoding: 'utf8',
+  });
+}
+
+describe('SET_RULES', () => {
+  it('refuses the host, link-local addresses, forwarded ports and other bridges, in this order after replies', () => {
+    const lines = dryRun(SET_RULES, 'true').split('\n');
+    expect(lines[0]).toBe('*filter');
+    expect(lines.filter((line) => /^-A CELLBOX-1-IN/.test(line))).toEqual([
+      '-A CELLBOX-1-IN -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN',
+      '-A CELLBOX-1-IN -d 10.0.0.53 -p udp --dport 53 -j RETURN',
+      '-A CELLBOX-1-IN -d 10.0.0.53 -p tcp --dport 53 -j RETURN',
+      '-A CELLBOX-1-IN  -p tcp -j REJECT --reject-with tcp-reset',
+      '-A CELLBOX-1-IN  -j REJECT',
+    ]);
+    const forward = lines.filter((line) => /^-A CELLBOX-1-FW/.test(line));
+    for (const match of [
+      '-d 169.254.0.0/16',
+      '--ctstate DNAT',
+      '-o cbx1',
+      '-o docker+',
+      '-o br-+',
+      '-o cbx+',
+    ])
+      expect(forward.filter((line) => line.includes(match) && line.includes('REJECT'))).toHaveLength(2);
+    expect(lines).toContain('COMMIT');
+  });
+
+  it('moves its jumps to the front in the same commit when they are there already', () => {
+    const lines = dryRun(SET_RULES, 'true').split('\n');
+    expect(lines.indexOf('-D INPUT -i cbx1 -j CELLBOX-1-IN')).toBe(
+      lines.indexOf('-I INPUT 1 -i cbx1 -j CELLBOX-1-IN') - 1,
+    );
+    expect(lines).toContain('-I DOCKER-USER 1 -i cbx1 -j CELLBOX-1-FW');
+  });
+
+  it('uses FORWARD on a host whose engine has no chain for users', () => {
+    const script = 'case "$*" in *DOCKER-USER*) return 1;; esac';
+    expect(dryRun(SET_RULES, script)).toContain('-I FORWARD 1 -i cbx1 -j CELLBOX-1-FW');
+  });
+
+  it('fails when the rules did not take', () => {
+    // Nothing is there before, and nothing afterwards.
+    expect(() => dryRun(SET_RULES, 'case "$*" in *-C*) return 1;; esac')).toThrow();
+  });
+});
+
+describe('CLEAR_RULES', () => {
+  it('is a program that the shell understands', () => {
+    execFileSync('/bin/sh', ['-n', '-c', CLEAR_RULES]);
+  });
+});

@@ -144,6 +144,24 @@ function suite(title: string, languages: string[], start: () => Promise<StartedS
       180_000,
     );
 
+    // Kernels of some languages take requests before they can answer them; one lost request is a mute context.
+    const eager = languages.includes('java') ? it : it.skip;
+    eager(
+      'answers the first request of every Java kernel',
+      async () => {
+        for (let started = 0; started < 8; started++) {
+          const created = await client.port(sandboxId, 49999, '/contexts', {
+            method: 'POST',
+            body: '{"language":"java"}',
+          });
+          const { id } = (await created.json()) as { id: string };
+          expect(await client.stdout(sandboxId, 'System.out.print(1);', { context_id: id })).toBe('1');
+          await client.port(sandboxId, 49999, `/contexts/${id}`, { method: 'DELETE' });
+        }
+      },
+      90_000,
+    );
+
     it('tells what a language lacks', async () => {
       const info = (await (await client.api('GET', '/v1/info')).json()) as {
         languages: Array<{ name: string; available: boolean; missing?: string }>;

@@ -13,6 +13,8 @@ import zmq
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.session import DELIM
+from jupyter_server._tz import utcnow
 from kernel_gateway.services.kernels.manager import SeedingMappingKernelManager
 from traitlets import Type, default
 
@@ -105,6 +107,23 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         kernel_id = await super().start_kernel(*args, **kwargs)
         self.get_kernel(kernel_id).client_metadata = metadata
         return kernel_id
+
+    def start_watching_activity(self, kernel_id: str) -> None:
+        """As the stock watcher, without verifying and parsing every message once more to learn three words of it."""
+        super().start_watching_activity(kernel_id)
+        kernel = self.get_kernel(kernel_id)
+
+        def record(frames: list[bytes]) -> None:
+            header, parent, _, content = frames[frames.index(DELIM) + 2 :][:4]
+            kernel.last_activity = self.last_kernel_activity = utcnow()
+            if b'"status"' not in header:
+                return
+            if b'"execute_request"' in parent:
+                kernel.execution_state = "busy" if b'"busy"' in content else "idle"
+            elif kernel.execution_state == "starting" and b'"starting"' not in content:
+                kernel.execution_state = "idle"
+
+        kernel._activity_stream.on_recv(record)
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """The stock model, with the metadata that the kernel was started with."""

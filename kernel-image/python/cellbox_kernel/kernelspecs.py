@@ -43,7 +43,7 @@ class KernelLanguage:
     interrupt_mode: str = "signal"
     # Files written beside kernel.json (name -> text); argv reaches them as `{resource_dir}/<name>`.
     files: Mapping[str, str] = field(default_factory=dict)
-    # Called with the directory when all that is written; answers in one sentence why the kernel can't be used after all.
+    # Called with the directory when all that is written; answers in one sentence why the kernel can't start after all.
     finish: Callable[[Path], str | None] = lambda spec_dir: None
 
     def kernel_json(self) -> dict[str, Any]:
@@ -98,8 +98,8 @@ JAVA_KERNEL = "io.github.padreati:rapaio-jupyter-kernel:3.0.1"
 JAVA_KERNEL_JAR = "rapaio-jupyter-kernel.jar"
 # The kernel's classes are made for this version; the image has 21.
 JAVA_VERSION = 17
-# What java/LoopThread.java becomes; it says there why the jar's own won't do.
-JAVA_LOOP_CLASS = "org/rapaio/jupyter/kernel/channels/LoopThread.class"
+# Ours, as LoopThread is, which replaces one of the jar; their sources are in `java`.
+JAVA_MAIN_CLASS = "org.rapaio.jupyter.kernel.channels.CellboxMain"
 
 
 def java_kernel_jar() -> Path:
@@ -110,10 +110,9 @@ def java_kernel_jar() -> Path:
 
 
 def _java_argv() -> list[str]:
-    # {resource_dir} first: JAVA_FILES and JAVA_LOOP_CLASS there replace the files of the same names in the jar.
+    # {resource_dir} first: JAVA_FILES and our classes there replace the files of the same names in the jar.
     class_path = os.pathsep.join(["{resource_dir}", str(java_kernel_jar())])
-    main_class = "org.rapaio.jupyter.kernel.MainApp"
-    return ["java", "-Djava.awt.headless=true", "-cp", class_path, main_class, "{connection_file}"]
+    return ["java", "-Djava.awt.headless=true", "-cp", class_path, JAVA_MAIN_CLASS, "{connection_file}"]
 
 
 def _java_missing() -> str | None:
@@ -132,14 +131,14 @@ def _java_missing() -> str | None:
 
 
 def _compile_java(spec_dir: Path) -> str | None:
-    """Puts our class beside kernel.json, where {resource_dir} on the class path finds it before the jar's."""
-    source = Path(__file__).with_name("java") / "LoopThread.java"
-    compiled = spec_dir / JAVA_LOOP_CLASS
-    compiled.unlink(missing_ok=True)  # an earlier one would hide that it can't be compiled
+    """Puts our classes beside kernel.json, where {resource_dir} on the class path finds them before the jar's."""
+    sources = sorted(map(str, Path(__file__).with_name("java").glob("*.java")))
+    main_class = spec_dir / f"{JAVA_MAIN_CLASS.replace('.', '/')}.class"
+    main_class.unlink(missing_ok=True)  # an earlier one would hide that it can't be compiled
     # Not `javac`: `java -m` takes the compiler of the very Java that will run the kernel.
-    compiler = ["java", "-m", "jdk.compiler/com.sun.tools.javac.Main"]
-    problem = _output([*compiler, "--release", str(JAVA_VERSION), "-d", str(spec_dir), str(source)])
-    if compiled.is_file():
+    compiler = ["java", "-m", "jdk.compiler/com.sun.tools.javac.Main", "--release", str(JAVA_VERSION)]
+    problem = _output([*compiler, "-proc:none", "-cp", str(java_kernel_jar()), "-d", str(spec_dir), *sources])
+    if main_class.is_file():
         return None
     return f"Java could not compile a part of its kernel: {' '.join(problem.split()) or 'no answer'}"
 

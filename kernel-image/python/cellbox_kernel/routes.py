@@ -10,13 +10,13 @@ import jupyter_server.services.kernels.handlers as server_handlers
 from jupyter_client.jsonutil import json_default
 from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_escape, url_path_join
 from kernel_gateway.jupyter_websocket import JupyterWebsocketPersonality
 from kernel_gateway.mixins import CORSMixin, JSONErrorsMixin
 from tornado import web
 
 from .environment import cwd_problem, env_problem
-
 
 MAX_METADATA = 16 * 1024
 
@@ -91,7 +91,11 @@ class CellboxPersonality(JupyterWebsocketPersonality):
     def _route(self, pattern: str, handler: type[web.RequestHandler], *rest: Any) -> tuple[Any, ...]:
         if handler.__name__ == MainKernelHandler.__name__:
             handler = MainKernelHandler
-        return (pattern, type(handler.__name__, (ConstantTimeTokenMixin, handler), {}), *rest)
+        bases: tuple[type, ...] = (ConstantTimeTokenMixin, handler)
+        if not issubclass(handler, (APIHandler, JSONErrorsMixin)):
+            # The WebSocket's, for one, would answer errors with a page from templates that the gateway doesn't load.
+            bases = (ConstantTimeTokenMixin, JSONErrorsMixin, handler)
+        return (pattern, type(handler.__name__, bases, {}), *rest)
 
 
 def create_personality(*args: Any, **kwargs: Any) -> CellboxPersonality:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from gateway_client import TOKEN, Gateway
+from gateway_client import TOKEN, Gateway, Kernel
+from websocket import WebSocketBadStatusException
 
 ENV = {"WEIRD.name": 'it\'s "quoted"\n$HOME \\ é😀', "CELLBOX_ALLOWED": "asked for", "EMPTY": ""}
 SHOW = "import os, json; print(json.dumps([os.getcwd(), {k: os.environ.get(k) for k in %r}]))"
@@ -92,6 +93,14 @@ def test_an_unknown_kernel_is_refused_by_name(gateway, name):
             "short_message": f"{name} not found",
         },
     )
+
+
+def test_a_websocket_to_an_unknown_kernel_is_refused_with_the_reason(gateway):
+    with pytest.raises(WebSocketBadStatusException) as refusal:
+        Kernel(gateway, "00000000-0000-0000-0000-000000000000")
+    assert refusal.value.status_code == 404
+    answer = json.loads(refusal.value.resp_body)
+    assert answer["message"] == "Kernel does not exist: 00000000-0000-0000-0000-000000000000"
 
 
 def test_kernels_are_listed_and_a_deleted_one_is_gone(gateway):

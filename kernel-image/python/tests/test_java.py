@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
 from cellbox_kernel import kernelspecs
 
 JAVA = next(row for row in kernelspecs.LANGUAGES if row.name == "java")
 
-needs_jdk = pytest.mark.skipif(
-    not shutil.which("java") or "jdk.compiler" not in kernelspecs._output(["java", "--list-modules"]),
-    reason="no JDK here",
-)
 needs_java_kernel = pytest.mark.skipif(JAVA.missing() is not None, reason="no Java kernel here")
 
 # Each thread must call its body, which fails each time, more than once.
@@ -26,6 +22,7 @@ import org.rapaio.jupyter.kernel.channels.LoopThread;
 class Main {
     public static void main(String[] arguments) throws Exception {
         java.util.logging.LogManager.getLogManager().reset();
+        LoopThread.begin();
         for (int started = 0; started < 2000; started++) {
             CountDownLatch calls = new CountDownLatch(2);
             LoopThread thread = new LoopThread("loop", 0, () -> {
@@ -42,11 +39,38 @@ class Main {
 }
 """
 
+# The body must not be called while the kernel is still getting ready.
+TOO_EARLY = """
+import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
+import org.rapaio.jupyter.kernel.channels.LoopThread;
+
+class Main {
+    public static void main(String[] arguments) throws Exception {
+        AtomicBoolean ready = new AtomicBoolean();
+        AtomicBoolean early = new AtomicBoolean();
+        CountDownLatch called = new CountDownLatch(1);
+        LoopThread thread = new LoopThread("loop", 0, () -> {
+            if (!ready.get()) early.set(true);
+            called.countDown();
+        });
+        thread.start();
+        if (called.await(300, TimeUnit.MILLISECONDS)) throw new AssertionError("called too early");
+        ready.set(true);
+        LoopThread.begin();
+        if (!called.await(5, TimeUnit.SECONDS) || early.get()) throw new AssertionError("not called, or too early");
+        thread.shutdown();
+    }
+}
+"""
+
 OUT_OF_MEMORY = """
 import org.rapaio.jupyter.kernel.channels.LoopThread;
 
 class Main {
     public static void main(String[] arguments) {
+        LoopThread.begin();
         new LoopThread("loop", 0, () -> { throw new OutOfMemoryError(); }).start();
     }
 }
@@ -66,13 +90,19 @@ def run_java(classes: Path, tmp_path: Path, program: str) -> subprocess.Complete
     return subprocess.run(["java", "-cp", str(classes), str(source)], capture_output=True, text=True, timeout=60)
 
 
-@needs_jdk
+@needs_java_kernel
 def test_every_channels_thread_runs_and_outlives_a_request_that_fails(classes, tmp_path):
     done = run_java(classes, tmp_path, MANY_THREADS)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs_jdk
+@needs_java_kernel
+def test_no_request_is_read_before_the_kernel_can_handle_it(classes, tmp_path):
+    done = run_java(classes, tmp_path, TOO_EARLY)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_java_kernel
 def test_a_channel_that_is_out_of_memory_ends_the_kernel_instead_of_falling_silent(classes, tmp_path):
     assert run_java(classes, tmp_path, OUT_OF_MEMORY).returncode == 1
 

@@ -1,5 +1,6 @@
 package org.rapaio.jupyter.kernel.channels;
 
+import java.util.concurrent.CountDownLatch;
 import java.util.logging.Level;
 import java.util.logging.Logger;
 
@@ -9,10 +10,12 @@ import java.util.logging.Logger;
  *
  * - There the thread is started first and marked as running afterwards. One that looks sooner ends at once, and nobody
  *   reads its channel. Here it runs from the beginning.
- * - There an exception ends the thread. A request that arrives before the kernel has its handlers causes one.
+ * - There it reads before the kernel knows what to do with a request, which is then lost. Here it waits for `begin`.
+ * - There an exception ends the thread.
  */
 public final class LoopThread extends Thread {
     private static final Logger LOGGER = Logger.getLogger(LoopThread.class.getName());
+    private static final CountDownLatch BEGUN = new CountDownLatch(1);
 
     private volatile boolean running = true;
     private final long sleepMillis;
@@ -24,23 +27,33 @@ public final class LoopThread extends Thread {
         this.body = body;
     }
 
+    /** Lets all threads, present and future, do their work. */
+    public static void begin() {
+        BEGUN.countDown();
+    }
+
     @Override
     public void run() {
-        while (running) {
-            try {
-                body.run();
-            } catch (RuntimeException exception) {
-                // After `shutdown` it only says that the socket is closed.
-                if (running) LOGGER.log(Level.SEVERE, getName() + " could not handle a message", exception);
-            } catch (Error error) {
-                // Out of memory, as a rule. A kernel that is gone is replaced, one that is mute would stay.
-                Runtime.getRuntime().halt(1);
-            }
-            try {
+        try {
+            BEGUN.await();
+            while (running) {
+                callBody();
                 Thread.sleep(sleepMillis);
-            } catch (InterruptedException interrupt) {
-                return;
             }
+        } catch (InterruptedException interrupt) {
+            // Asked to end.
+        }
+    }
+
+    private void callBody() {
+        try {
+            body.run();
+        } catch (RuntimeException exception) {
+            // After `shutdown` it only says that the socket is closed.
+            if (running) LOGGER.log(Level.SEVERE, getName() + " could not handle a message", exception);
+        } catch (Error error) {
+            // Out of memory, as a rule. A kernel that is gone is replaced, one that is mute would stay.
+            Runtime.getRuntime().halt(1);
         }
     }
 

@@ -415,7 +415,8 @@ async function copyKernelspecs(facts: PythonFacts, directory: string, python: st
         argv: string[];
       }; // Jupyter's format
       spec.argv = spec.argv.map((word) => (shared.has(word) ? python : word));
-      await fs.mkdir(path.join(to, name));
+      // With what lies beside: the Java kernel's settings and classes.
+      await fs.cp(path.join(from, name), path.join(to, name), { recursive: true });
       await fs.writeFile(path.join(to, name, 'kernel.json'), JSON.stringify(spec));
     }),
   );

@@ -124,6 +124,8 @@ describe('writeInstanceEnvironment()', () => {
         argv: [path.join(shared, 'bin', 'python'), '-m', 'x', path.join(shared, 'bin', 'deno')],
       }),
     );
+    await fs.mkdir(path.join(spec, 'classes'));
+    await fs.writeFile(path.join(spec, 'classes', 'Main.class'), 'beside it');
 
     const own = path.join(scratch, 'own');
     await writeInstanceEnvironment({ directory: own, seenAs: own, facts });
@@ -136,10 +138,9 @@ describe('writeInstanceEnvironment()', () => {
     await fs.writeFile(path.join(site, 'from_shared.py'), 'WHERE = "own"\n');
     expect((await run(python, ['-c', program])).stdout.trim()).toBe(`${own} own`);
 
-    const copied = await fs.readFile(
-      path.join(own, 'share', 'jupyter', 'kernels', 'python3', 'kernel.json'),
-      'utf8',
-    );
+    const ownSpec = path.join(own, 'share', 'jupyter', 'kernels', 'python3');
+    const copied = await fs.readFile(path.join(ownSpec, 'kernel.json'), 'utf8');
     expect(JSON.parse(copied)).toEqual({ argv: [python, '-m', 'x', path.join(shared, 'bin', 'deno')] });
+    expect(await fs.readFile(path.join(ownSpec, 'classes', 'Main.class'), 'utf8')).toBe('beside it');
   }, 60_000);
 });

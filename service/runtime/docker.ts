@@ -1,13 +1,11 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
-import http from 'node:http';
 import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import type Dockerode from 'dockerode';
-import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import {
@@ -22,6 +20,7 @@ import type { EngineLimits } from './docker-container';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
 import { removeContainer, runHelper } from './docker-helper';
 import { CLEAR_RULES, SET_RULES, ensureNetwork, networkNames } from './docker-network';
+import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
 import type { NetworkNames } from './docker-network';
 import type {
   Check,
@@ -59,7 +58,6 @@ export interface DockerRuntimeOptions {
 
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
-const INIT_TIMEOUT_MS = 10_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 /** The host's rules are asserted again when a check finds them older: someone may have flushed the firewall. */
 const RULES_FRESH_MS = 60_000;
@@ -932,50 +930,4 @@ async function proveDisk(directory: string): Promise<void> {
   const { bavail, bsize } = await fs.statfs(directory);
   if (bavail * bsize < NEEDED_DISK_BYTES)
     throw new Error(`only ${Math.floor((bavail * bsize) / 1024 / 1024)} MiB are free: make room`);
-}
-
-function alreadyExists(id: string, cause?: unknown): ServiceError {
-  return new ServiceError('already_exists', `An instance ${id} exists already`, { cause });
-}
-
-function notFound(id: string, cause?: unknown): ServiceError {
-  return new ServiceError('not_found', `No instance ${id} runs here`, { cause });
-}
-
-function throwIfCancelled(signal: AbortSignal | undefined): void {
-  if (signal?.aborted !== true) return;
-  if (signal.reason instanceof ServiceError) throw signal.reason;
-  throw new ServiceError('unavailable', 'The start was cancelled', { cause: signal.reason });
-}
-
-/** Tells a fresh agent its environment, its secret and its user. */
-async function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
-  const body = JSON.stringify({
-    envVars: spec.env,
-    accessToken: spec.accessToken,
-    defaultUser: 'user',
-    timestamp: new Date().toISOString(),
-  });
-  const socket = await instance.dial(AGENT_PORT, { signal });
-  try {
-    const status = await new Promise<number>((resolve, reject) => {
-      const request = http.request({
-        method: 'POST',
-        path: '/init',
-        headers: { host: 'sandbox', 'content-type': 'application/json', connection: 'close' },
-        createConnection: () => socket,
-        signal: AbortSignal.any([signal, AbortSignal.timeout(INIT_TIMEOUT_MS)]),
-      });
-      request.on('error', reject);
-      request.on('response', (response) => {
-        response.resume();
-        response.on('error', reject);
-        response.on('end', () => resolve(response.statusCode ?? 0));
-      });
-      request.end(body);
-    });
-    if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
-  } finally {
-    socket.destroy();
-  }
 }

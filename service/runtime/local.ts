@@ -3,12 +3,10 @@ import type { ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import fs from 'node:fs/promises';
-import http from 'node:http';
 import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import {
@@ -23,6 +21,7 @@ import {
 import type { BubblewrapProbe, HostLayout } from './local-bubblewrap';
 import { Cgroup, probeCgroups, unenforcedLimits } from './local-cgroup';
 import type { CgroupHost } from './local-cgroup';
+import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
 import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
@@ -89,7 +88,6 @@ interface InstanceState {
 
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
-const INIT_TIMEOUT_MS = 10_000;
 const WATCH_EVERY_MS = 1_000;
 const LOG_LIMIT_BYTES = 1024 * 1024;
 const NEEDED_DISK_BYTES = 100 * 1024 * 1024;
@@ -816,52 +814,6 @@ class LocalInstance implements Instance {
     this.isFinished = true;
     clearInterval(this.timer);
     await this.tunnel.close();
-  }
-}
-
-function alreadyExists(id: string): ServiceError {
-  return new ServiceError('already_exists', `An instance ${id} exists already`);
-}
-
-function notFound(id: string, cause?: unknown): ServiceError {
-  return new ServiceError('not_found', `No instance ${id} runs here`, { cause });
-}
-
-function throwIfCancelled(signal: AbortSignal): void {
-  if (!signal.aborted) return;
-  if (signal.reason instanceof ServiceError) throw signal.reason;
-  throw new ServiceError('unavailable', 'The start was cancelled', { cause: signal.reason });
-}
-
-/** Tells a fresh agent its environment, its secret and its user. */
-async function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
-  const body = JSON.stringify({
-    envVars: spec.env,
-    accessToken: spec.accessToken,
-    defaultUser: 'user',
-    timestamp: new Date().toISOString(),
-  });
-  const socket = await instance.dial(AGENT_PORT, { signal });
-  try {
-    const status = await new Promise<number>((resolve, reject) => {
-      const request = http.request({
-        method: 'POST',
-        path: '/init',
-        headers: { host: 'sandbox', 'content-type': 'application/json', connection: 'close' },
-        createConnection: () => socket,
-        signal: AbortSignal.any([signal, AbortSignal.timeout(INIT_TIMEOUT_MS)]),
-      });
-      request.on('error', reject);
-      request.on('response', (response) => {
-        response.resume();
-        response.on('error', reject);
-        response.on('end', () => resolve(response.statusCode ?? 0));
-      });
-      request.end(body);
-    });
-    if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
-  } finally {
-    socket.destroy();
   }
 }
 

@@ -64,7 +64,7 @@ const LANGUAGES: Record<string, Cases> = {
   java: {
     stdout: ['System.out.println("Hello, World!");', 'Hello, World!\n'],
     result: ['1 + 1', '2'],
-    fails: ['throw new IllegalStateException("bad");', /IllegalState/, /bad/],
+    fails: ['throw new IllegalStateException("bad");', /^EvalException$/, /^bad$/],
     set: 'int x = 41;',
     get: ['System.out.println(x + 1);', '42'],
     cwd: 'System.out.println(System.getProperty("user.dir"));',

@@ -155,15 +155,25 @@ export async function makeLocalHarness(
 function groupsOf(id: string): string[] {
   const found: string[] = [];
   const walk = (directory: string, levels: number) => {
-    for (const entry of fs.readdirSync(directory, { withFileTypes: true })) {
+    for (const entry of entriesOf(directory)) {
       if (!entry.isDirectory()) continue;
       const file = path.join(directory, entry.name);
       if (entry.name === `cellbox-${id}`) found.push(file);
       else if (levels > 0) walk(file, levels - 1);
     }
   };
-  if (fs.existsSync('/sys/fs/cgroup')) walk('/sys/fs/cgroup', 3);
+  walk('/sys/fs/cgroup', 3);
   return found;
+}
+
+/** Groups come and go: one of somebody else may be gone between two looks, and is none of ours then. */
+function entriesOf(directory: string): fs.Dirent[] {
+  try {
+    return fs.readdirSync(directory, { withFileTypes: true });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
 }
 
 function pidsIn(id: string): number[] {

@@ -65,6 +65,55 @@ class Main {
 }
 """
 
+# Two that take turns, until one of them never ends its turn.
+TURNS = """
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicInteger;
+import org.rapaio.jupyter.kernel.channels.LoopThread;
+
+class Main {
+    static final AtomicInteger inside = new AtomicInteger();
+    static final AtomicBoolean together = new AtomicBoolean();
+
+    static LoopThread taking(CountDownLatch turns) {
+        return new LoopThread("loop", 0, () -> {
+            if (inside.incrementAndGet() > 1) together.set(true);
+            Thread.onSpinWait();
+            inside.decrementAndGet();
+            turns.countDown();
+        });
+    }
+
+    public static void main(String[] arguments) throws Exception {
+        CountDownLatch first = new CountDownLatch(20000), second = new CountDownLatch(20000);
+        LoopThread one = taking(first), other = taking(second);
+        one.start();
+        other.start();
+        LoopThread.begin();
+        if (!first.await(20, TimeUnit.SECONDS) || !second.await(20, TimeUnit.SECONDS)) throw new AssertionError("slow");
+        one.shutdown();
+        other.shutdown();
+        if (together.get()) throw new AssertionError("two at once");
+
+        CountDownLatch busy = new CountDownLatch(1), release = new CountDownLatch(1), through = new CountDownLatch(1);
+        LoopThread cell = new LoopThread("cell", 0, () -> {
+            busy.countDown();
+            try { release.await(); } catch (InterruptedException interrupt) { }
+        });
+        cell.start();
+        busy.await();
+        LoopThread control = new LoopThread("control", 0, through::countDown);
+        control.start();
+        if (!through.await(5, TimeUnit.SECONDS)) throw new AssertionError("held up by a cell");
+        control.shutdown();
+        cell.shutdown();
+        release.countDown();
+    }
+}
+"""
+
 OUT_OF_MEMORY = """
 import org.rapaio.jupyter.kernel.channels.LoopThread;
 
@@ -99,6 +148,12 @@ def test_every_channels_thread_runs_and_outlives_a_request_that_fails(classes, t
 @needs_java_kernel
 def test_no_request_is_read_before_the_kernel_can_handle_it(classes, tmp_path):
     done = run_java(classes, tmp_path, TOO_EARLY)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_java_kernel
+def test_channels_take_turns_and_none_is_held_up_by_a_long_cell(classes, tmp_path):
+    done = run_java(classes, tmp_path, TURNS)
     assert (done.returncode, done.stderr) == (0, "")
 
 

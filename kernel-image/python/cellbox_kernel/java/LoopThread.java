@@ -1,6 +1,8 @@
 package org.rapaio.jupyter.kernel.channels;
 
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.ReentrantLock;
 import java.util.logging.Level;
 import java.util.logging.Logger;
 
@@ -11,11 +13,17 @@ import java.util.logging.Logger;
  * - There the thread is started first and marked as running afterwards. One that looks sooner ends at once, and nobody
  *   reads its channel. Here it runs from the beginning.
  * - There it reads before the kernel knows what to do with a request, which is then lost. Here it waits for `begin`.
+ * - There the threads work at the same time, although the control channel's replies leave through the shell's socket,
+ *   which is not made for that, and bear the address of whichever request came last. Here they take turns.
  * - There an exception ends the thread.
  */
 public final class LoopThread extends Thread {
     private static final Logger LOGGER = Logger.getLogger(LoopThread.class.getName());
     private static final CountDownLatch BEGUN = new CountDownLatch(1);
+
+    private static final ReentrantLock TURN = new ReentrantLock();
+    // Milliseconds. A cell's turn may last for hours; a shutdown must get through all the same.
+    private static final long TURN_PATIENCE = 200;
 
     private volatile boolean running = true;
     private final long sleepMillis;
@@ -37,7 +45,12 @@ public final class LoopThread extends Thread {
         try {
             BEGUN.await();
             while (running) {
-                callBody();
+                boolean alone = TURN.tryLock(TURN_PATIENCE, TimeUnit.MILLISECONDS);
+                try {
+                    callBody();
+                } finally {
+                    if (alone) TURN.unlock();
+                }
                 Thread.sleep(sleepMillis);
             }
         } catch (InterruptedException interrupt) {

@@ -1,4 +1,3 @@
-import { createHash, timingSafeEqual } from 'node:crypto';
 import http from 'node:http';
 import type { IncomingMessage, ServerOptions, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
@@ -16,6 +15,7 @@ import type { Logger } from '../log';
 import { ServiceError } from '../errors';
 import type { Instance } from '../runtime/runtime';
 import type { RunningSandbox } from '../sandboxes/sandbox';
+import { sameSecret } from '../secrets';
 import { dialPatiently } from './dial';
 import { sendError } from './error-response';
 import type { EdgeError } from './error-response';
@@ -199,7 +199,8 @@ export class Edge {
     if (port !== AGENT_PORT && !sandbox.allowPublicTraffic) {
       const token = req.headers[HEADERS.trafficToken];
       if (token === undefined) return refused({ type: 'traffic-token-missing', sandboxId: id });
-      if (typeof token !== 'string' || !sameSecret(token, sandbox.trafficToken)) {
+      const wanted = sandbox.trafficToken; // an absent one equals nothing
+      if (typeof token !== 'string' || wanted === undefined || !sameSecret(token, wanted)) {
         return refused({ type: 'traffic-token-wrong', sandboxId: id });
       }
     }
@@ -305,11 +306,4 @@ export function withoutUpgrade(
   text += 'Connection: close\r\n\r\n';
   socket.unshift(Buffer.concat([Buffer.from(text, 'latin1'), head]));
   server.emit('connection', socket);
-}
-
-/** Compares in constant time; hashed first because the lengths may differ. An absent secret equals nothing. */
-function sameSecret(given: string, secret: string | undefined): boolean {
-  if (secret === undefined) return false;
-  const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
-  return timingSafeEqual(digest(given), digest(secret));
 }

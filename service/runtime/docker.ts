@@ -34,7 +34,7 @@ import type {
   Resources,
   Runtime,
 } from './runtime';
-import { TunnelServer } from './tunnel';
+import { MAX_SOCKET_PATH_BYTES, TunnelServer } from './tunnel';
 
 export interface DockerRuntimeOptions {
   dataDir: string;
@@ -61,8 +61,6 @@ const ADOPT_TIMEOUT_MS = 10_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 /** The host's rules are asserted again when a check finds them older: someone may have flushed the firewall. */
 const RULES_FRESH_MS = 60_000;
-/** Longest path of a Unix socket on Linux, by the size of the kernel's structure. */
-const SOCKET_PATH_BYTES = 107;
 const SOCKET_NAME = 'service.sock';
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
@@ -109,9 +107,9 @@ export function engineServiceId(deriveSecret: DockerRuntimeOptions['deriveSecret
 async function makeTunnelRoot(dataDir: string, serviceId: string): Promise<string> {
   const longest = (root: string) => Buffer.byteLength(path.join(root, 'x'.repeat(LONGEST_ID), SOCKET_NAME));
   let root = path.join(path.resolve(dataDir), 'tunnels');
-  if (longest(root) > SOCKET_PATH_BYTES) {
+  if (longest(root) > MAX_SOCKET_PATH_BYTES) {
     root = path.join(process.env['XDG_RUNTIME_DIR'] || os.tmpdir(), `cellbox-${serviceId.slice(0, 12)}`);
-    if (longest(root) > SOCKET_PATH_BYTES) root = path.join('/tmp', path.basename(root));
+    if (longest(root) > MAX_SOCKET_PATH_BYTES) root = path.join('/tmp', path.basename(root));
   }
   await fs.mkdir(root, { recursive: true, mode: 0o700 });
   const { uid, mode } = await fs.lstat(root);

@@ -12,30 +12,73 @@ const root = __dirname;
 /** Output file → entry. The agent is shipped into sandboxes, so it carries its dependencies; the service finds them in node_modules. */
 const SERVICE = { main: 'service/main.ts', prepare: 'service/prepare.ts', bench: 'bench/main.ts' };
 const AGENT = {
-  'agent/agent': 'kernel-image/agent/main.ts',
-  'agent/supervisor': 'kernel-image/agent/supervisor.ts',
+  agent: 'kernel-image/agent/main.ts',
+  supervisor: 'kernel-image/agent/supervisor.ts',
 };
+const COMMON = {
+  absWorkingDir: root,
+  bundle: true,
+  platform: 'node',
+  target: 'node20',
+  format: 'cjs',
+  logLevel: 'error',
+};
+/** Packages with binaries, which no bundle can hold: shipped beside it, for this kind of machine. */
+const NATIVE = [
+  'koffi',
+  `@koromix/koffi-${process.platform}-${process.arch}`,
+  '@lydell/node-pty',
+  `@lydell/node-pty-${process.platform}-${process.arch}`,
+];
+/** What of them runs: no sources, no documents, no second form of the same module, nothing for another libc. */
+const NATIVE_FILES = /(^|\/)(package\.json|LICENSE[^/]*|[^/]+\.(c?js|node))$/;
+const NATIVE_LEFT_OUT = /(^|\/)(doc|vendor|worker|musl_\w+|win[^/]*\.js|cnoke\.cjs)(\/|$)/i;
 
 async function build() {
   const { build: bundle } = require('esbuild');
-  const common = {
-    absWorkingDir: root,
-    bundle: true,
-    platform: 'node',
-    target: 'node20',
-    format: 'cjs',
-    outdir: 'dist',
-    logLevel: 'error',
-  };
   const present = (entries) =>
     Object.fromEntries(Object.entries(entries).filter(([, file]) => fs.existsSync(path.join(root, file))));
   await Promise.all([
-    bundle({ ...common, entryPoints: present(SERVICE), packages: 'external', sourcemap: 'linked' }),
-    bundle({ ...common, entryPoints: present(AGENT), minifySyntax: true, legalComments: 'eof' }),
+    bundle({
+      ...COMMON,
+      outdir: 'dist',
+      entryPoints: present(SERVICE),
+      packages: 'external',
+      sourcemap: 'linked',
+    }),
+    buildAgent(path.join(root, 'dist', 'agent')),
   ]);
 }
 
-module.exports = { build };
+/** Makes the folder that is shipped into sandboxes: `agent.js`, `supervisor.js` and the native packages. */
+async function buildAgent(outdir) {
+  const { build: bundle } = require('esbuild');
+  await bundle({
+    ...COMMON,
+    outdir,
+    entryPoints: AGENT,
+    external: NATIVE,
+    minifySyntax: true,
+    legalComments: 'eof',
+  });
+  for (const name of NATIVE) {
+    const from = path.join(root, 'node_modules', name);
+    await copyMatching(from, path.join(outdir, 'node_modules', name));
+  }
+}
+
+async function copyMatching(from, to) {
+  for (const entry of await fs.promises.readdir(from, { recursive: true, withFileTypes: true })) {
+    const file = path.join(entry.parentPath ?? entry.path, entry.name);
+    const relative = path.relative(from, file);
+    if (!entry.isFile() || !NATIVE_FILES.test(relative) || NATIVE_LEFT_OUT.test(relative)) continue;
+    const target = path.join(to, relative);
+    await fs.promises.mkdir(path.dirname(target), { recursive: true });
+    await fs.promises.copyFile(file, target);
+  }
+}
+
+module.exports = { build, buildAgent };
 
 if (require.main === module) {
   build().catch((error) => {

@@ -6,9 +6,13 @@ import { HttpError, sendError, sendJson } from './http-error';
 import { applyInit, globalEnv, sameSecret } from './state';
 import type { AgentState } from './state';
 import { download } from './download';
+import { createFilesystemService } from './filesystem/filesystem-service';
+import { createProcessService } from './process/process-service';
+import { createRpc } from './rpc';
+import type { RpcHandler } from './rpc';
 import { checkSignature } from './signed-files';
 import { upload } from './upload';
-import type { Users } from './users';
+import type { SandboxUser, Users } from './users';
 
 /** Version of the reference whose behaviour callers may count on. */
 const ENVD_VERSION = '0.6.13';
@@ -68,8 +72,12 @@ const ROUTES: Record<string, Record<string, Route>> = {
 
 /** The agent's HTTP server. It listens nowhere by itself: connections come from the tunnel or a loopback listener. */
 export function createApp(context: AgentContext): http.Server {
+  const rpc = createRpc({
+    process: createProcessService(context),
+    filesystem: createFilesystemService(context),
+  });
   const server = http.createServer((request, response) => {
-    void answer(context, request, response).catch(async (error: unknown) => {
+    void answer(context, rpc, request, response).catch(async (error: unknown) => {
       await readAway(request);
       sendError(response, error);
     });
@@ -94,6 +102,7 @@ async function readAway(request: IncomingMessage): Promise<void> {
 
 async function answer(
   context: AgentContext,
+  rpc: RpcHandler,
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
@@ -108,10 +117,10 @@ async function answer(
   const method = request.method ?? '';
   checkToken(context.state, request, `${method} ${path}`);
   if (RPC_PATH.test(path)) {
-    await answerRpc(context, request, response, path, method);
+    await answerRpc(context, rpc, request, response);
     return;
   }
-  await checkBasicUser(context, request);
+  await basicUser(context, request);
   const route = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined;
   if (route === undefined) throw new HttpError(404, `no such path: ${path}`);
   const handle = Object.hasOwn(route, method) ? route[method] : undefined;
@@ -148,42 +157,53 @@ function checkToken(state: AgentState, request: IncomingMessage, route: string):
   }
 }
 
-/** A caller who names a user by Basic auth names one that exists. The password counts for nothing. */
-async function checkBasicUser(context: AgentContext, request: IncomingMessage): Promise<void> {
+/**
+ * The user that a caller names by Basic auth, or the default one where none is named. The password counts for nothing.
+ *
+ * @throws HttpError 401 `unauthenticated`
+ */
+async function basicUser(context: AgentContext, request: IncomingMessage): Promise<SandboxUser | undefined> {
   const [scheme, encoded] = (request.headers.authorization ?? '').split(' ');
-  if (scheme?.toLowerCase() !== 'basic' || encoded === undefined) return;
+  if (scheme?.toLowerCase() !== 'basic' || encoded === undefined) return undefined;
   const name = Buffer.from(encoded, 'base64').toString('utf8').split(':', 1)[0] ?? '';
+  return findUser(context, name, 'invalid username');
+}
+
+async function findUser(context: AgentContext, name: string, complaint: string): Promise<SandboxUser> {
   try {
-    await context.users.find(name);
+    return await context.users.find(name);
   } catch (error) {
     const failure = HttpError.from(error);
     if (failure.status !== 401) throw failure;
-    throw new HttpError(401, `invalid username: ${failure.message}`, { code: 'unauthenticated' });
+    throw new HttpError(401, `${complaint}: ${failure.message}`, { code: 'unauthenticated' });
   }
 }
 
-/** Every RPC answers `unimplemented`, in the form that its kind of call expects. */
+/** A call's user must exist whether or not the method asks who it is. */
 async function answerRpc(
   context: AgentContext,
+  rpc: RpcHandler,
   request: IncomingMessage,
   response: ServerResponse,
-  path: string,
-  method: string,
 ): Promise<void> {
-  if (method !== 'POST') {
-    response.setHeader('Allow', 'POST');
-    throw new HttpError(405, `${path} does not answer ${method}`);
-  }
-  const contentType = (request.headers['content-type'] ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? '';
-  let failure = new HttpError(501, `${path.slice(1)} is not supported yet`, { code: 'unimplemented' });
+  let caller: SandboxUser;
   try {
-    await checkBasicUser(context, request);
+    caller =
+      (await basicUser(context, request)) ??
+      (await findUser(context, context.state.defaultUser, 'invalid default user'));
   } catch (error) {
-    failure = HttpError.from(error);
+    const failure = HttpError.from(error);
+    const contentType = (request.headers['content-type'] ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? '';
+    if (!STREAM_TYPE.test(contentType)) throw failure;
+    await readAway(request);
+    endStream(response, contentType, failure);
+    return;
   }
-  if (!STREAM_TYPE.test(contentType)) throw failure;
-  await readAway(request);
-  // A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is.
+  rpc(request, response, caller);
+}
+
+/** A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is. */
+function endStream(response: ServerResponse, contentType: string, failure: HttpError): void {
   const end = Buffer.from(JSON.stringify({ error: { code: failure.code, message: failure.message } }));
   const head = Buffer.alloc(5);
   head.writeUInt8(2, 0);

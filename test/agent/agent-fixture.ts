@@ -6,7 +6,7 @@ import http from 'node:http';
 import type net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
-import { buildSync } from 'esbuild';
+import { buildAgent } from '../../build.js';
 import { AGENT_PORT } from '../../protocol/routing';
 import { createLogger } from '../../service/log';
 import type { InboundHandler } from '../../service/runtime/runtime';
@@ -44,18 +44,7 @@ export class Machine {
 
   static async make(): Promise<Machine> {
     const directory = await fs.mkdtemp(path.join(os.tmpdir(), 'agent-'));
-    buildSync({
-      entryPoints: {
-        agent: path.join(__dirname, '../../kernel-image/agent/main.ts'),
-        supervisor: path.join(__dirname, '../../kernel-image/agent/supervisor.ts'),
-      },
-      bundle: true,
-      platform: 'node',
-      target: 'node20',
-      format: 'cjs',
-      outdir: path.join(directory, 'bundle'),
-      logLevel: 'error',
-    });
+    await buildAgent(path.join(directory, 'bundle'));
     const machine = new Machine(directory);
     await fs.mkdir(machine.home);
     await machine.server.listen();

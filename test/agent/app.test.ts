@@ -84,29 +84,6 @@ describe('the agent', () => {
     expect(json(answer)).toMatchObject({ code: 400, message: expect.stringContaining(message) as string });
   });
 
-  it('answers RPCs that are not there yet in the form of their kind', async () => {
-    const unary = await machine.request('POST', '/filesystem.Filesystem/Stat', {
-      headers: { 'content-type': 'application/json' },
-      body: '{"path":"/"}',
-    });
-    expect(unary).toMatchObject({ status: 501, headers: { 'content-type': 'application/json' } });
-    expect(json(unary)).toEqual({
-      code: 'unimplemented',
-      message: 'filesystem.Filesystem/Stat is not supported yet',
-    });
-    const stream = await machine.request('POST', '/process.Process/Start', {
-      headers: { 'content-type': 'application/connect+json' },
-      body: Buffer.from([0, 0, 0, 0, 2, 0x7b, 0x7d]),
-    });
-    expect(stream).toMatchObject({ status: 200, headers: { 'content-type': 'application/connect+json' } });
-    expect(stream.body[0]).toBe(2);
-    expect(stream.body.readUInt32BE(1)).toBe(stream.body.length - 5);
-    expect(JSON.parse(stream.body.subarray(5).toString())).toEqual({
-      error: { code: 'unimplemented', message: 'process.Process/Start is not supported yet' },
-    });
-    expect((await machine.request('GET', '/process.Process/List')).status).toBe(405);
-  });
-
   it('refuses users that do not exist, on every route', async () => {
     const headers = { authorization: `Basic ${Buffer.from('nobody-here:').toString('base64')}` };
     const unary = await machine.request('POST', '/filesystem.Filesystem/Stat', { headers });

@@ -5,10 +5,14 @@ import { HEADERS } from '../../protocol/routing';
 import { HttpError, sendError, sendJson } from './http-error';
 import { applyInit, globalEnv, sameSecret } from './state';
 import type { AgentState } from './state';
+import { compose } from './compose';
 import { download } from './download';
 import { createFilesystemService } from './filesystem/filesystem-service';
+import { sendMetrics } from './metrics';
+import type { Meter } from './metrics';
 import { createProcessService } from './process/process-service';
-import { createRpc } from './rpc';
+import type { ProcessTable } from './process/process-table';
+import { createRpc, MAX_REQUEST_BYTES } from './rpc';
 import type { RpcHandler } from './rpc';
 import { checkSignature } from './signed-files';
 import { upload } from './upload';
@@ -24,6 +28,8 @@ const MAX_INIT_BYTES = 8 * 1024 * 1024;
 export interface AgentContext {
   state: AgentState;
   users: Users;
+  processes: ProcessTable;
+  meter: Meter;
   onState: (state: AgentState) => void;
 }
 
@@ -66,8 +72,8 @@ const ROUTES: Record<string, Record<string, Route>> = {
       sendJson(response, 200, await upload(context, request, query));
     },
   },
-  '/files/compose': { POST: notYet },
-  '/metrics': { GET: notYet },
+  '/files/compose': { POST: (context, request, response) => compose(context, request, response) },
+  '/metrics': { GET: (context, _request, response) => sendMetrics(context.meter, response) },
 };
 
 /** The agent's HTTP server. It listens nowhere by itself: connections come from the tunnel or a loopback listener. */
@@ -186,20 +192,22 @@ async function answerRpc(
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
-  let caller: SandboxUser;
   try {
-    caller =
+    if (Number(request.headers['content-length'] ?? 0) > MAX_REQUEST_BYTES) {
+      const text = `a request has ${MAX_REQUEST_BYTES} bytes at most`;
+      throw new HttpError(429, text, { code: 'resource_exhausted' });
+    }
+    const caller =
       (await basicUser(context, request)) ??
       (await findUser(context, context.state.defaultUser, 'invalid default user'));
+    await rpc(request, response, caller);
   } catch (error) {
     const failure = HttpError.from(error);
     const contentType = (request.headers['content-type'] ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? '';
     if (!STREAM_TYPE.test(contentType)) throw failure;
     await readAway(request);
     endStream(response, contentType, failure);
-    return;
   }
-  rpc(request, response, caller);
 }
 
 /** A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is. */
@@ -237,8 +245,4 @@ async function init(
   context.state = applyInit(context.state, body);
   context.onState(context.state);
   response.writeHead(204, { 'Cache-Control': 'no-store' }).end();
-}
-
-function notYet(_context: AgentContext, request: IncomingMessage): never {
-  throw new HttpError(501, `${(request.url ?? '').split('?', 1)[0]} is not supported yet`);
 }

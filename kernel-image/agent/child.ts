@@ -1,10 +1,12 @@
 import type { ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import { Backoff } from './backoff';
 import { log, reason } from './log';
 
 /** A child that lived this long was healthy; its end says nothing about the next one. */
 const HEALTHY_MS = 10_000;
 const STOP_TIMEOUT_MS = 2_000;
+const LAST_MESSAGES_MS = 100;
 
 /**
  * One child process that is started again whenever it ends: the first time at once, then after pauses of up to a
@@ -55,7 +57,9 @@ export class Child {
       // Also emitted when a signal or a message can't be sent; only one that never started has no pid.
       if (child.pid === undefined) onEnd(reason(error));
     });
-    child.once('exit', (code, signal) => onEnd(signal ?? `exit code ${code}`));
+    child.once('exit', (code, signal) => {
+      void lastMessages(child).then(() => onEnd(signal ?? `exit code ${code}`));
+    });
   }
 
   /** The running process, if there is one at the moment. */
@@ -80,6 +84,13 @@ export class Child {
     await gone;
     clearTimeout(timer);
   }
+}
+
+/** What a child said just before its end may still be on its way. */
+async function lastMessages(child: ChildProcess): Promise<void> {
+  if (!child.connected) return;
+  // Late only if somebody else holds the channel; then nothing more will come.
+  await once(child, 'disconnect', { signal: AbortSignal.timeout(LAST_MESSAGES_MS) }).catch(() => {});
 }
 
 /** Signals a process group; one that is empty by now is what we wanted. */

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import zlib from 'node:zlib';
 import type { AgentContext } from './app';
+import { chooseEncoding, gzipLevel, SAMPLE_BYTES } from './content-encoding';
 import { HttpError } from './http-error';
 import { resolvePath } from './users';
 import type { SandboxUser } from './users';
@@ -40,7 +41,8 @@ export async function download(
   }
 }
 
-async function openRegular(diskPath: string, apiPath: string): Promise<FileHandle> {
+/** Opens a file to read it; the caller closes it. Rejects with 404 and 400 for what is not there or no file. */
+export async function openRegular(diskPath: string, apiPath: string): Promise<FileHandle> {
   let file: FileHandle;
   try {
     const found = await fs.stat(diskPath);
@@ -51,11 +53,16 @@ async function openRegular(diskPath: string, apiPath: string): Promise<FileHandl
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
     if (code === 'ENOENT' || code === 'ENOTDIR') {
-      throw new HttpError(404, `path '${apiPath}' does not exist`, { cause: error });
+      throw notFound(apiPath, error);
     }
     throw error;
   }
   return file;
+}
+
+/** The answer for a file that is not there. */
+export function notFound(apiPath: string, cause?: unknown): HttpError {
+  return new HttpError(404, `path '${apiPath}' does not exist`, { cause });
 }
 
 async function send(
@@ -75,15 +82,12 @@ async function send(
       'Content-Encoding': 'gzip',
       'Content-Type': type ?? 'application/octet-stream',
     });
-    await pipeline(
-      bytesOf(file, 0, undefined),
-      zlib.createGzip({ level: zlib.constants.Z_BEST_SPEED }),
-      response,
-    );
+    const level = await gzipLevel(await readStart(file, SAMPLE_BYTES));
+    await pipeline(bytesOf(file, 0, undefined), zlib.createGzip({ level }), response);
     return;
   }
   const lastModified = new Date(Math.floor(stat.mtimeMs / 1000) * 1000);
-  response.setHeader('Content-Type', type ?? sniffType(await readStart(file)));
+  response.setHeader('Content-Type', type ?? sniffType(await readStart(file, SNIFF_BYTES)));
   response.setHeader('Last-Modified', lastModified.toUTCString());
   response.setHeader('Accept-Ranges', 'bytes');
   const since = Date.parse(request.headers['if-modified-since'] ?? '');
@@ -117,7 +121,7 @@ async function sendWhole(file: FileHandle, size: number, response: ServerRespons
     return;
   }
   // Files of /proc claim to be empty and are not.
-  const start = await readStart(file);
+  const start = await readStart(file, SNIFF_BYTES);
   if (start.length === 0) {
     response.writeHead(200, { 'Content-Length': 0 }).end();
     return;
@@ -158,7 +162,11 @@ async function sendParts(
 }
 
 /** Bytes `start` to `end` inclusive, or to the end of the file. A file that shrank meanwhile breaks the stream. */
-async function* bytesOf(file: FileHandle, start: number, end: number | undefined): AsyncGenerator<Buffer> {
+export async function* bytesOf(
+  file: FileHandle,
+  start: number,
+  end: number | undefined,
+): AsyncGenerator<Buffer> {
   let position = start;
   while (end === undefined || position <= end) {
     const wanted = end === undefined ? CHUNK_BYTES : Math.min(CHUNK_BYTES, end - position + 1);
@@ -172,35 +180,9 @@ async function* bytesOf(file: FileHandle, start: number, end: number | undefined
   }
 }
 
-async function readStart(file: FileHandle): Promise<Buffer> {
-  const { bytesRead, buffer } = await file.read(Buffer.alloc(SNIFF_BYTES), 0, SNIFF_BYTES, 0);
+async function readStart(file: FileHandle, bytes: number): Promise<Buffer> {
+  const { bytesRead, buffer } = await file.read(Buffer.alloc(bytes), 0, bytes, 0);
   return buffer.subarray(0, bytesRead);
-}
-
-/** Which coding the client gets. Throws 406 when nothing that we have is acceptable. */
-export function chooseEncoding(request: Pick<IncomingMessage, 'headers'>): 'gzip' | 'identity' {
-  const quality = new Map<string, number>();
-  for (const part of (request.headers['accept-encoding'] ?? '').toString().split(',')) {
-    const [name = '', ...parameters] = part.split(';').map((text) => text.trim().toLowerCase());
-    if (name === '') continue;
-    const q = parameters.find((text) => text.startsWith('q='));
-    const value = q === undefined ? 1 : Number(q.slice(2));
-    quality.set(name, Number.isFinite(value) ? Math.min(1, Math.max(0, value)) : 0);
-  }
-  const refused = (quality.get('identity') ?? quality.get('*') ?? 1) === 0;
-  const { headers } = request;
-  const partial =
-    headers.range ?? headers['if-modified-since'] ?? headers['if-none-match'] ?? headers['if-range'];
-  if (partial !== undefined) {
-    if (refused) throw new HttpError(406, 'ranges and conditions are answered in identity encoding only');
-    return 'identity';
-  }
-  // `*` stands for what the list doesn't name, and identity is what we have for it, unless it is refused.
-  const gzip = quality.get('gzip') ?? (refused ? (quality.get('*') ?? 0) : 0);
-  const identity = refused ? 0 : (quality.get('identity') ?? quality.get('*') ?? 0);
-  if (gzip > 0 && gzip >= identity) return 'gzip';
-  if (refused) throw new HttpError(406, 'only gzip and identity encodings are available');
-  return 'identity';
 }
 
 export interface Range {

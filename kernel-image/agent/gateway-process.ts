@@ -24,7 +24,7 @@ export interface GatewayCommand {
  * Reads `CELLBOX_PYTHON`, `CELLBOX_GATEWAY_PORT` (0: the gateway takes a free one), `CELLBOX_GATEWAY_TOKEN`,
  * `CELLBOX_HOME`, `CELLBOX_USER`, `CELLBOX_SINGLE_USER`, and `CELLBOX_GATEWAY_COMMAND` (a JSON array that replaces the
  * command). As root the gateway, and with it every kernel, runs as the user. Of our variables it gets its port
- * and token only, which it removes before it starts anything.
+ * and token, which it removes before it starts anything, and `CELLBOX_ZYGOTE_IMPORTS` where an image sets it.
  */
 export function readGatewayCommand(env: NodeJS.ProcessEnv): GatewayCommand {
   const python = env['CELLBOX_PYTHON'] || DEFAULT_PYTHON;
@@ -55,6 +55,9 @@ export function readGatewayCommand(env: NodeJS.ProcessEnv): GatewayCommand {
       PATH: [bin, ...searched].join(':'),
       CELLBOX_GATEWAY_PORT: String(port),
       CELLBOX_GATEWAY_TOKEN: token,
+      ...(env['CELLBOX_ZYGOTE_IMPORTS'] === undefined
+        ? {}
+        : { CELLBOX_ZYGOTE_IMPORTS: env['CELLBOX_ZYGOTE_IMPORTS'] }),
     },
   };
 }

@@ -4,6 +4,8 @@ import { AGENT_PORT, GATEWAY_PORT, INTERPRETER_PORT } from '../../protocol/routi
 import { createApp } from './app';
 import type { AgentContext } from './app';
 import { log, reason } from './log';
+import { createMeter } from './metrics';
+import { ProcessTable } from './process/process-table';
 import { readAgentSettings } from './settings';
 import { initialState } from './state';
 import type { ToAgent, ToSupervisor } from './supervision';
@@ -30,18 +32,28 @@ async function main(): Promise<void> {
   const context: AgentContext = {
     state: initialState(settings.defaultUser),
     users: createUsers(settings),
+    processes: new ProcessTable(tell),
+    meter: createMeter({ ...settings, isSupervised: supervised() }),
     onState: (state) => tell({ type: 'state', state }),
   };
   const restored = supervised()
     ? once(process, 'message', { signal: AbortSignal.timeout(RESTORE_TIMEOUT_MS) })
     : undefined;
   process.on('message', (message: ToAgent) => {
-    if (message.type === 'restore') context.state = message.state ?? context.state;
-    else gatewayPort = message.port;
+    if (message.type === 'gateway') {
+      gatewayPort = message.port;
+      return;
+    }
+    context.state = message.state ?? context.state;
+    context.processes.addEnded(message.ended);
   });
+  const end = () => {
+    context.processes.close();
+    process.exit(0);
+  };
   // Without a supervisor nobody would restart us or end us.
-  process.on('disconnect', () => process.exit(0));
-  process.on('SIGTERM', () => process.exit(0));
+  process.on('disconnect', end);
+  process.on('SIGTERM', end);
   await restored;
 
   const app = createApp(context);

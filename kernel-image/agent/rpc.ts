@@ -1,7 +1,13 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { Code, ConnectError, createContextKey, createContextValues } from '@connectrpc/connect';
+import {
+  Code,
+  ConnectError,
+  createConnectRouter,
+  createContextKey,
+  createContextValues,
+} from '@connectrpc/connect';
 import type { HandlerContext, Interceptor, ServiceImpl } from '@connectrpc/connect';
-import { connectNodeAdapter } from '@connectrpc/connect-node';
+import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from '@connectrpc/connect-node';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
 import { HttpError } from './http-error';
@@ -11,6 +17,8 @@ import type { SandboxUser } from './users';
 /** Node's timers fire at once when asked for more; ten digits, which the protocol allows, are more. */
 const MAX_TIMER_MS = 2_147_483_647;
 const DEFAULT_KEEPALIVE_S = 90;
+/** One request: standard input or a list of arguments, never a file. Beyond it: `resource_exhausted`. */
+export const MAX_REQUEST_BYTES = 64 * 1024 * 1024;
 const TIMEOUT_HEADER = 'connect-timeout-ms';
 
 export interface RpcServices {
@@ -18,7 +26,12 @@ export interface RpcServices {
   filesystem: Partial<ServiceImpl<typeof Filesystem>>;
 }
 
-export type RpcHandler = (request: IncomingMessage, response: ServerResponse, caller: SandboxUser) => void;
+/** Rejects with `unimplemented` for a method that there is not; everything else is told in the answer. */
+export type RpcHandler = (
+  request: IncomingMessage,
+  response: ServerResponse,
+  caller: SandboxUser,
+) => Promise<void>;
 
 const callerKey = createContextKey<SandboxUser | undefined>(undefined);
 
@@ -31,23 +44,35 @@ export function callerOf(context: HandlerContext): SandboxUser {
 
 /** Answers the RPCs of both services, in the Connect protocol with either codec. */
 export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
-  const callers = new WeakMap<IncomingMessage, SandboxUser>();
-  const answer = connectNodeAdapter({
-    routes: (router) => router.service(Process, process).service(Filesystem, filesystem),
+  const router = createConnectRouter({
     grpc: false,
     grpcWeb: false,
     // Streams must not be compressed for clients that can't undo it, and small answers gain nothing.
     acceptCompression: [],
+    readMaxBytes: MAX_REQUEST_BYTES,
     interceptors: [tellErrors],
-    contextValues: (request) => createContextValues().set(callerKey, callers.get(request as IncomingMessage)),
   });
-  return (request, response, caller) => {
-    callers.set(request, caller);
+  router.service(Process, process).service(Filesystem, filesystem);
+  const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+  return async (request, response, caller) => {
+    const path = (request.url ?? '').split('?', 1)[0] ?? '';
+    const handler = handlers.get(path);
+    if (handler === undefined) {
+      throw new HttpError(501, `${path.slice(1)} is not a method of this agent`, { code: 'unimplemented' });
+    }
     const timeout = request.headers[TIMEOUT_HEADER];
     if (typeof timeout === 'string' && /^\d{1,10}$/.test(timeout)) {
       request.headers[TIMEOUT_HEADER] = String(Math.min(Number(timeout), MAX_TIMER_MS));
     }
-    answer(request, response);
+    const values = createContextValues().set(callerKey, caller);
+    const call = universalRequestFromNodeRequest(request, response, undefined, values);
+    try {
+      await universalResponseToNodeResponse(await handler(call), response);
+    } catch (error) {
+      // What a handler throws is in its answer; this is about the connection, which the client may end at any time.
+      if (!response.destroyed && !request.destroyed) log(`agent: ${path.slice(1)}: ${reason(error)}`);
+      response.destroy();
+    }
   };
 }
 
@@ -55,17 +80,24 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
 const tellErrors: Interceptor = (next) => async (request) => {
   try {
     const response = await next(request);
-    return response.stream ? { ...response, message: tellStreamErrors(response.message) } : response;
+    return response.stream
+      ? { ...response, message: tellStreamErrors(response.message, request.signal) }
+      : response;
   } catch (error) {
-    throw toConnectError(error);
+    throw told(error, request.signal);
   }
 };
 
-async function* tellStreamErrors<T>(messages: AsyncIterable<T>): AsyncIterable<T> {
+/** A call that was broken off fails for that reason, whichever of its parts noticed it first. */
+function told(error: unknown, signal: AbortSignal): ConnectError {
+  return toConnectError(signal.aborted && !(error instanceof ConnectError) ? signal.reason : error);
+}
+
+async function* tellStreamErrors<T>(messages: AsyncIterable<T>, signal: AbortSignal): AsyncIterable<T> {
   try {
     yield* messages;
   } catch (error) {
-    throw toConnectError(error);
+    throw told(error, signal);
   }
 }
 
@@ -84,6 +116,9 @@ export function toConnectError(error: unknown): ConnectError {
   if (error instanceof ConnectError) return error;
   if (error instanceof HttpError)
     return new ConnectError(error.message, CODES[error.status] ?? Code.Internal);
+  if ((error as Error | undefined)?.name === 'AbortError') {
+    return new ConnectError('the client left', Code.Canceled, undefined, undefined, error);
+  }
   log(`agent: internal: ${reason(error)}`);
   return new ConnectError(reason(error), Code.Internal);
 }
@@ -132,6 +167,16 @@ export async function* streamEvents<T extends object>(
 export function keepaliveMs(header: string | null): number {
   const seconds = /^\d{1,10}$/.test(header ?? '') ? Number(header) : 0;
   return Math.min((seconds > 0 ? seconds : DEFAULT_KEEPALIVE_S) * 1000, MAX_TIMER_MS);
+}
+
+/** Waits for something as long as the caller does; rejects with the reason when the call ends first. */
+export async function untilAborted<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+  const ended = whenAborted(signal);
+  try {
+    return await Promise.race([promise, ended.aborted]);
+  } finally {
+    ended.cancel();
+  }
 }
 
 const PAUSED = Symbol('paused');

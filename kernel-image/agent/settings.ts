@@ -21,6 +21,8 @@ export interface AgentSettings {
   home: string;
   /** `CELLBOX_USER`: user of requests that name none, until `/init` says otherwise. */
   defaultUser: string;
+  /** `CELLBOX_CGROUPS`, one directory per line: control groups of this sandbox alone. Containers need not say. */
+  cgroups: readonly string[];
 }
 
 /** Reads and checks the settings. Throws one error that names every mistake. */
@@ -42,6 +44,7 @@ export function readAgentSettings(env: NodeJS.ProcessEnv): AgentSettings {
     singleUser: env['CELLBOX_SINGLE_USER'] === '1',
     home: env['CELLBOX_HOME'] || API_HOME,
     defaultUser: env['CELLBOX_USER'] || 'user',
+    cgroups: (env['CELLBOX_CGROUPS'] ?? '').split('\n').filter(Boolean),
   };
 }
 

@@ -4,9 +4,10 @@ import { Child } from './child';
 import { DeadMan } from './deadman';
 import { readGatewayCommand, spawnGateway } from './gateway-process';
 import { log, reason } from './log';
+import { endOrphans } from './orphans';
 import { readAgentSettings } from './settings';
 import type { AgentState } from './state';
-import type { ToAgent, ToSupervisor } from './supervision';
+import type { EndedProcess, ToAgent, ToSupervisor } from './supervision';
 
 /**
  * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once, starts either again when
@@ -42,10 +43,36 @@ function main(): void {
       });
     }
   };
+  /** What the running agent started, by process id. */
+  const processes = new Map<number, { startTime?: string | undefined; tag?: string | undefined }>();
+  let ended: EndedProcess[] = [];
   const onMessage = (message: ToSupervisor) => {
-    if (message.type === 'state') state = message.state;
-    else if (message.type === 'deadline') deadMan.setDeadline(message.at);
-    else deadMan.setContact(message.connected);
+    switch (message.type) {
+      case 'state':
+        state = message.state;
+        break;
+      case 'deadline':
+        deadMan.setDeadline(message.at);
+        break;
+      case 'contact':
+        deadMan.setContact(message.connected);
+        break;
+      case 'process':
+        processes.set(message.pid, message);
+        break;
+      case 'process-ended':
+        processes.delete(message.pid);
+    }
+  };
+  // Pid 1 adopts whatever loses its parent; the local runtime's init says that it does.
+  const hasInit = process.ppid === 1 || env['CELLBOX_INIT'] === '1';
+  /** Nobody is left who knows what the agent's processes were for: they end with it, and its successor says so. */
+  const onAgentGone = () => {
+    deadMan.setContact(false);
+    const tracked = [...processes].map(([pid, { startTime }]) => ({ pid, startTime }));
+    ended = [...processes].map(([pid, { tag }]) => ({ pid, tag }));
+    processes.clear();
+    endOrphans(tracked, gateway.current?.pid, hasInit);
   };
 
   const agent = new Child(
@@ -59,13 +86,13 @@ function main(): void {
         serialization: 'json',
       });
       child.on('message', onMessage);
-      const first: ToAgent = { type: 'restore', state };
+      const first: ToAgent = { type: 'restore', state, ended };
       // Failures show as the agent's end, which starts the next one.
       child.send(first, () => {});
       if (fixedPort === 0) child.send({ type: 'gateway', port: gatewayPort } satisfies ToAgent, () => {});
       return child;
     },
-    () => deadMan.setContact(false),
+    onAgentGone,
   );
   const gateway = new Child(
     'gateway',

@@ -1,17 +1,19 @@
 import busboy from 'busboy';
 import { once } from 'node:events';
-import { constants } from 'node:fs';
-import fs from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import type { IncomingMessage } from 'node:http';
 import path from 'node:path';
 import { Readable } from 'node:stream';
 import zlib from 'node:zlib';
 import type { AgentContext } from './app';
+import { BatchedWriter } from './batched-writer';
 import { requestUser } from './download';
+import { applyMetadata, requestedMetadata } from './file-metadata';
 import { HttpError } from './http-error';
+import { openToWrite, writeFailure } from './open-to-write';
 import { resolvePath } from './users';
 import type { SandboxUser } from './users';
+import type { Metadata } from './xattr';
 
 /** A client that sends nothing for this long is gone. */
 const UPLOAD_IDLE_MS = 600_000;
@@ -23,6 +25,8 @@ export interface WrittenFile {
   path: string;
   name: string;
   type: 'file';
+  /** Read back from the disk; absent when there is none. */
+  metadata?: Metadata;
 }
 
 interface Destination {
@@ -30,6 +34,8 @@ interface Destination {
   user: SandboxUser;
   /** `path` of the query, which names the destination of every part. */
   path: string | undefined;
+  /** Of every file of the request. */
+  metadata: Metadata;
   /** What the client announced, for the message when the disk is full. */
   announcedBytes: number | undefined;
 }
@@ -42,14 +48,14 @@ export async function upload(
 ): Promise<WrittenFile[]> {
   const body = decoded(request);
   const user = await requestUser(context, query);
-  if (Object.keys(request.headers).some((name) => name.startsWith('x-metadata-'))) {
-    throw new HttpError(400, 'metadata is not supported yet');
-  }
-  const length = Number(request.headers['content-length'] ?? Number.NaN);
+  const metadata = requestedMetadata(request);
+  // Compressed bytes say nothing about what has to fit on the disk.
+  const length = body === request ? Number(request.headers['content-length'] ?? Number.NaN) : Number.NaN;
   const destination: Destination = {
     context,
     user,
     path: query.get('path') ?? undefined,
+    metadata,
     announcedBytes: Number.isFinite(length) ? length : undefined,
   };
   const type = (request.headers['content-type'] ?? '').split(';', 1)[0]?.trim().toLowerCase() ?? '';
@@ -208,65 +214,34 @@ function createParser(request: IncomingMessage): busboy.Busboy {
 
 async function writeFile(destination: Destination, apiPath: string, content: Readable): Promise<WrittenFile> {
   const { context, user } = destination;
-  const diskPath = context.users.toDisk(apiPath);
+  const entry: WrittenFile = { path: apiPath, name: path.posix.basename(apiPath), type: 'file' };
   try {
-    await makeParents(context, user, path.dirname(diskPath));
-    const existing = await fs.stat(diskPath).catch((error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT') return undefined;
-      throw error;
-    });
-    if (existing?.isDirectory()) throw new HttpError(400, `path '${apiPath}' is a directory`);
-    if (existing !== undefined && !existing.isFile()) {
-      throw new HttpError(400, `path '${apiPath}' is not a regular file`);
-    }
-    const chown = context.users.canChown;
-    if (chown && existing !== undefined && (existing.uid !== user.uid || existing.gid !== user.gid)) {
-      await fs.chown(diskPath, user.uid, user.gid);
-    }
-    const { O_WRONLY, O_CREAT, O_TRUNC, O_NONBLOCK } = constants;
-    // Non-blocking, for the case that a FIFO took the file's place since: opening one waits for its reader.
-    const file = await fs.open(diskPath, O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK, 0o666);
+    const { file, isNew } = await openToWrite(context, user, apiPath);
     try {
-      if (chown && existing === undefined) await file.chown(user.uid, user.gid);
-      for await (const chunk of chunksOf(content)) await writeAll(file, chunk);
+      await copyInto(file, content);
+      const metadata = applyMetadata(file, destination.metadata, isNew);
+      return metadata === undefined ? entry : { ...entry, metadata };
     } finally {
       await file.close();
     }
   } catch (error) {
     throw writeFailure(error, apiPath, destination.announcedBytes);
   }
-  return { path: apiPath, name: path.posix.basename(apiPath), type: 'file' };
+}
+
+/** Whatever arrived before the content broke off stays in the file, as with any writer that is interrupted. */
+async function copyInto(file: FileHandle, content: Readable): Promise<void> {
+  const writer = new BatchedWriter(file);
+  try {
+    for await (const chunk of chunksOf(content)) await writer.add(chunk);
+  } catch (error) {
+    await writer.end().catch(() => {}); // the first failure is the one to tell
+    throw error;
+  }
+  await writer.end();
 }
 
 /** The stream's bytes; stopping early leaves it open, because closing a request would take its answer with it. */
 function chunksOf(stream: Readable): AsyncIterable<Buffer> {
   return stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>;
-}
-
-async function writeAll(file: FileHandle, chunk: Buffer): Promise<void> {
-  for (let offset = 0; offset < chunk.length;) {
-    offset += (await file.write(chunk, offset)).bytesWritten;
-  }
-}
-
-/** Makes missing directories, as the user's. */
-async function makeParents(context: AgentContext, user: SandboxUser, directory: string): Promise<void> {
-  const first = await fs.mkdir(directory, { recursive: true, mode: 0o755 });
-  if (first === undefined || !context.users.canChown) return;
-  for (let made = path.normalize(directory); ; made = path.dirname(made)) {
-    await fs.chown(made, user.uid, user.gid);
-    if (made === path.normalize(first) || made === path.dirname(made)) return;
-  }
-}
-
-function writeFailure(error: unknown, apiPath: string, announcedBytes: number | undefined): unknown {
-  const code = (error as NodeJS.ErrnoException | undefined)?.code;
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    const size = announcedBytes === undefined ? '' : ` for ${announcedBytes} bytes`;
-    return new HttpError(507, `not enough disk space available${size}: '${apiPath}'`, { cause: error });
-  }
-  if (code === 'EISDIR') return new HttpError(400, `path '${apiPath}' is a directory`, { cause: error });
-  if (code === 'ENXIO')
-    return new HttpError(400, `path '${apiPath}' is not a regular file`, { cause: error });
-  return error;
 }

@@ -15,6 +15,8 @@ export interface SandboxUser {
 export interface Users {
   /** Rejects with 401 when there is no such user (or none that this sandbox offers). */
   find(name: string): Promise<SandboxUser>;
+  /** All groups of a user, the primary one first. */
+  groups(user: SandboxUser): Promise<readonly number[]>;
   /** Where a path as callers spell it really is. */
   toDisk(apiPath: string): string;
   /** Whether files can be given to another user at all. */
@@ -22,12 +24,13 @@ export interface Users {
 }
 
 export function createUsers(settings: { singleUser: boolean; home: string }): Users {
-  return settings.singleUser ? singleUser(settings.home) : systemUsers('/etc/passwd');
+  return settings.singleUser ? singleUser(settings.home) : systemUsers('/etc/passwd', '/etc/group');
 }
 
 function singleUser(home: string): Users {
   return {
     canChown: false,
+    groups: async ({ gid }) => [gid],
     find: async (name) => {
       if (name !== 'user') {
         throw new HttpError(
@@ -47,10 +50,15 @@ function singleUser(home: string): Users {
 }
 
 /** Looks users up in a passwd file at each request: programs inside add and remove users. */
-export function systemUsers(passwdFile: string): Users {
+export function systemUsers(passwdFile: string, groupFile: string): Users {
   return {
     canChown: process.getuid?.() === 0,
     toDisk: (apiPath) => apiPath,
+    groups: async (user) => {
+      // A system without the file has no further groups.
+      const text = await fs.readFile(groupFile, 'utf8').catch(() => '');
+      return [...new Set([user.gid, ...parseGroups(text, user.name)])];
+    },
     find: async (name) => {
       const user = parsePasswd(await fs.readFile(passwdFile, 'utf8'), name);
       if (user === undefined) throw new HttpError(401, `user '${name}' does not exist in this sandbox`);
@@ -66,6 +74,14 @@ export function parsePasswd(text: string, name: string): SandboxUser | undefined
     return { name, uid: Number(uid), gid: Number(gid), home: home === undefined || home === '' ? '/' : home };
   }
   return undefined;
+}
+
+/** Ids of the groups that list this user as a member. Pure. */
+export function parseGroups(text: string, name: string): number[] {
+  return text.split('\n').flatMap((line) => {
+    const [, , gid, members = ''] = line.split(':');
+    return /^\d+$/.test(gid ?? '') && members.split(',').includes(name) ? [Number(gid)] : [];
+  });
 }
 
 /**

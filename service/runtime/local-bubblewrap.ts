@@ -46,6 +46,8 @@ export interface Mounts {
   etc: string;
   tunnel: string;
   network: 'full' | 'none';
+  /** Its control groups, shown read-only at the same path so that the agent can read what it uses. */
+  cgroups?: readonly string[];
   /** Host uid and gid of `own-uid`. */
   uid?: number;
 }
@@ -154,6 +156,7 @@ export function bubblewrapArguments(layout: HostLayout, mounts: Mounts): string[
     { at: '/tmp', args: ['--bind', mounts.temporary, '/tmp'] },
     { at: '/var/tmp', args: ['--symlink', '/tmp', '/var/tmp'] },
     { at: INSIDE.tunnel, args: ['--ro-bind', mounts.tunnel, INSIDE.tunnel] },
+    ...(mounts.cgroups ?? []).map((group) => ({ at: group, args: ['--ro-bind-try', group, group] })),
   ];
   // What lies deeper comes later, or it would be covered.
   steps.sort((one, other) => depth(one.at) - depth(other.at));

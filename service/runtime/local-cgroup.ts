@@ -161,9 +161,14 @@ export class Cgroup {
     );
   }
 
+  /** Where its figures can be read, each directory once. */
+  get places(): string[] {
+    return [...new Set(this.directories.map(([, directory]) => directory))];
+  }
+
   /** Files that a process writes its number to in order to enter, each once. */
   get entrances(): string[] {
-    return [...new Set(this.directories.map(([, directory]) => path.join(directory, 'cgroup.procs')))];
+    return this.places.map((directory) => path.join(directory, 'cgroup.procs'));
   }
 
   private file(controller: Controller, name: string): string | undefined {

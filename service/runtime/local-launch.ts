@@ -37,6 +37,7 @@ if supervisor == 0:
     prctl(1, signal.SIGKILL)
     if os.getppid() != me:
         os._exit(1)
+    os.environ["CELLBOX_INIT"] = "1"
     os.execv(sys.argv[1], sys.argv[1:])
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda *_: os.kill(supervisor, signal.SIGTERM))

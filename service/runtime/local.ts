@@ -382,6 +382,7 @@ class LocalRuntime implements Runtime {
               tunnel: path.dirname(this.socketPath(state)),
               network: spec.network,
               uid: state.uid,
+              cgroups: this.cgroup(spec.id)?.places ?? [],
             }),
             ...node,
           ];
@@ -443,6 +444,7 @@ class LocalRuntime implements Runtime {
       CELLBOX_USER: 'user',
       CELLBOX_SINGLE_USER: '1',
       CELLBOX_DEADLINE_AT: String(spec.deadlineAt),
+      CELLBOX_CGROUPS: (this.cgroup(spec.id)?.places ?? []).join('\n'),
       // On the host's loopback these ports can belong to one sandbox only, so they belong to none.
       CELLBOX_LISTEN_LOOPBACK: isolated && spec.network === 'none' ? '1' : '0',
       ...(this.options.deadmanGraceMs === undefined

@@ -52,14 +52,25 @@ export class Machine {
   }
 
   /** Starts `agent.js` or `supervisor.js` and waits until its tunnel stands. */
-  async start(program: 'agent' | 'supervisor', env: Record<string, string> = {}): Promise<ChildProcess> {
-    const child = this.spawn(program, env);
+  async start(
+    program: 'agent' | 'supervisor',
+    env: Record<string, string> = {},
+    wrapper: readonly string[] = [],
+  ): Promise<ChildProcess> {
+    const child = this.spawn(program, env, wrapper);
     await this.server.firstConnection(AbortSignal.timeout(10_000));
     return child;
   }
 
-  spawn(program: 'agent' | 'supervisor', env: Record<string, string> = {}): ChildProcess {
-    const child = spawn(process.execPath, [path.join(this.directory, 'bundle', `${program}.js`)], {
+  /** `wrapper` is the command that runs the program, where that isn't to be our own child. */
+  spawn(
+    program: 'agent' | 'supervisor',
+    env: Record<string, string> = {},
+    wrapper: readonly string[] = [],
+  ): ChildProcess {
+    const script = path.join(this.directory, 'bundle', `${program}.js`);
+    const [file = process.execPath, ...args] = [...wrapper, process.execPath, script];
+    const child = spawn(file, args, {
       env: {
         PATH: process.env['PATH'],
         CELLBOX_TUNNEL: `unix:${this.socketPath}`,

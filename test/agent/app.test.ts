@@ -108,8 +108,6 @@ describe('the agent', () => {
     ['DELETE', '/files', 405],
     ['HEAD', '/files', 405],
     ['GET', '/init', 405],
-    ['GET', '/metrics', 501],
-    ['POST', '/files/compose', 501],
   ])('answers %s %s with %s', async (method, path, status) => {
     expect((await machine.request(method, path)).status).toBe(status);
   });

@@ -6,12 +6,9 @@ import http from 'node:http';
 import type net from 'node:net';
 import path from 'node:path';
 import zlib from 'node:zlib';
-import {
-  chooseEncoding,
-  contentDisposition,
-  parseRanges,
-  sniffType,
-} from '../../kernel-image/agent/download';
+import fc from 'fast-check';
+import { contentDisposition, parseRanges, sniffType } from '../../kernel-image/agent/download';
+import { chooseEncoding, gzipLevel } from '../../kernel-image/agent/content-encoding';
 import { parsePasswd, resolvePath } from '../../kernel-image/agent/users';
 import { fileSignature } from '../../protocol/signature';
 import { eventually, Machine } from './agent-fixture';
@@ -199,7 +196,6 @@ describe('files over the tunnel', () => {
     ['no content type', {}, 400],
     ['a JSON body', { 'content-type': 'application/json' }, 400],
     ['multipart without a boundary', { 'content-type': 'multipart/form-data' }, 400],
-    ['metadata', { ...OCTETS, 'x-metadata-author': 'me' }, 400],
   ])('refuses an upload with %s', async (_what, headers, status) => {
     const answer = await write('x', 'content', headers);
     expect(answer.status).toBe(status);
@@ -277,6 +273,60 @@ describe('files over the tunnel', () => {
     }
   });
 
+  it('makes one new nested directory for many uploads at once', async () => {
+    const names = Array.from({ length: 30 }, (_, i) => `new/deep/dir/${i}`);
+    const answers = await Promise.all(names.map((name) => write(name, name)));
+    expect(answers.map((answer) => answer.status)).toEqual(names.map(() => 200));
+    for (const name of names) expect(await fs.readFile(onDisk(name), 'utf8')).toBe(name);
+  });
+
+  it('writes through a link, to where it leads, also when nothing is there yet', async () => {
+    await fs.writeFile(onDisk('target'), 'a longer text');
+    await fs.symlink('target', onDisk('link'));
+    await fs.symlink('not-yet', onDisk('dangling'));
+    for (const name of ['link', 'dangling']) expect((await write(name, 'new')).status).toBe(200);
+    expect(await fs.readFile(onDisk('target'), 'utf8')).toBe('new');
+    expect(await fs.readFile(onDisk('not-yet'), 'utf8')).toBe('new');
+    expect((await fs.lstat(onDisk('link'))).isSymbolicLink()).toBe(true);
+  });
+
+  it('takes names of 255 bytes, refuses longer ones, and tells no place on the disk', async () => {
+    expect((await write('x'.repeat(255), 'long')).status).toBe(200);
+    expect((await write('new\nline "quoted" ', 'odd')).status).toBe(200);
+    expect(await fs.readFile(onDisk('new\nline "quoted" '), 'utf8')).toBe('odd');
+    await write('file', '');
+    for (const [name, status] of [
+      ['x'.repeat(256), 400],
+      ['file/below', 500],
+      ['file/a/b', 500],
+    ] as const) {
+      const answer = await write(name, 'x');
+      expect(answer.status).toBe(status);
+      expect(answer.body.toString()).not.toContain(machine.directory);
+    }
+  });
+
+  it('is a creation, a change of attributes and one write to whoever watches a new small file', async () => {
+    const call = async (method: string, request: unknown) =>
+      json(
+        await machine.request('POST', `/filesystem.Filesystem/${method}`, {
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify(request),
+        }),
+      );
+    const body = multipart(file('small', 'x'.repeat(20_000)));
+    for (const [name, send] of [
+      ['small', () => machine.request('POST', '/files', { headers: MULTIPART, body })],
+      ['raw', () => write('raw', 'x'.repeat(20_000))],
+    ] as const) {
+      const { watcherId } = (await call('CreateWatcher', { path: '' })) as { watcherId: string };
+      expect((await send()).status).toBe(200);
+      expect(await call('GetWatcherEvents', { watcherId })).toEqual({
+        events: ['CREATE', 'CHMOD', 'WRITE'].map((type) => ({ name, type: `EVENT_TYPE_${type}` })),
+      });
+    }
+  });
+
   it('closes the file when a client leaves in the middle of an upload', async () => {
     for (const head of [
       'content-type: application/octet-stream\r\n\r\n',
@@ -296,6 +346,9 @@ describe('files over the tunnel', () => {
       await eventually(async () => expect(await openFiles()).toBe(1));
       stream.destroy();
       await eventually(async () => expect(await openFiles()).toBe(0));
+      // What arrived is kept.
+      const kept = await fs.readFile(onDisk('half'), 'utf8');
+      expect([kept.length > 90_000, kept.replace(/x/g, '')]).toEqual([true, '']);
     }
     expect((await machine.request('GET', '/health')).status).toBe(204);
   });
@@ -450,6 +503,63 @@ asRoot('files of a sandbox with users (needs root)', () => {
 });
 
 describe('file rules', () => {
+  const user = { name: 'user', uid: 1000, gid: 1000, home: '/home/user' };
+
+  it('give back what a header says of any name, in one line of printable ASCII', () => {
+    fc.assert(
+      fc.property(fc.oneof(fc.string(), fc.string({ unit: 'binary' })), (name) => {
+        const header = contentDisposition(name);
+        expect(header).toMatch(/^inline; filename[\x20-\x7e]*$/);
+        const [, extended, quoted, token] =
+          /^inline; filename(?:\*=utf-8''([^"]*)|="(.*)"|=(\S+))$/.exec(header) ?? [];
+        const read =
+          extended === undefined ? (quoted?.replace(/\\(.)/g, '$1') ?? token) : decodeURIComponent(extended);
+        // Half a surrogate pair has no UTF-8.
+        expect(read).toBe(Buffer.from(name).toString());
+      }),
+    );
+  });
+
+  it('read ranges that lie in the file, in the order asked, or none', () => {
+    const bound = fc.oneof(fc.nat(1_000).map(String), fc.constant(''), fc.string({ maxLength: 3 }));
+    const header = fc
+      .array(fc.tuple(bound, bound), { minLength: 1, maxLength: 4 })
+      .map((pairs) => `bytes=${pairs.map((pair) => pair.join('-')).join(',')}`);
+    fc.assert(
+      fc.property(header, fc.nat(1_200), (text, size) => {
+        const ranges = parseRanges(text, size);
+        if (ranges === undefined || ranges === 'unsatisfiable') return;
+        expect(ranges.length).toBeGreaterThan(0);
+        for (const { start, end } of ranges) {
+          expect(start).toBeGreaterThanOrEqual(0);
+          expect(end).toBeGreaterThanOrEqual(start);
+          expect(end).toBeLessThan(size);
+        }
+        expect(ranges.reduce((sum, { start, end }) => sum + end - start + 1, 0)).toBeLessThanOrEqual(size);
+      }),
+    );
+  });
+
+  it('resolve every text to an absolute path, absolute ones to themselves', () => {
+    const segment = fc.oneof(fc.constantFrom('', '.', '..', '~', ' ', 'a'), fc.string({ maxLength: 5 }));
+    const text = fc.array(segment, { maxLength: 6 }).map((segments) => segments.join('/'));
+    fc.assert(
+      fc.property(text, (given) => {
+        let resolved: string;
+        try {
+          resolved = resolvePath(given, user, '/work');
+        } catch (error) {
+          expect(given.includes('\0') || /^~[^/]/.test(given)).toBe(true);
+          expect(error).toMatchObject({ status: 400 });
+          return;
+        }
+        expect(resolved.startsWith('/')).toBe(true);
+        if (given.startsWith('/')) expect(resolved).toBe(given);
+        else if (given !== '') expect(resolved).toBe(path.posix.normalize(resolved));
+      }),
+    );
+  });
+
   it.each([
     [undefined, 'identity'],
     ['gzip, deflate', 'gzip'],
@@ -463,6 +573,14 @@ describe('file rules', () => {
     expect(chooseEncoding({ headers: header === undefined ? {} : { 'accept-encoding': header } })).toBe(
       encoding,
     );
+  });
+
+  it('compress what shrinks and only frame what does not', async () => {
+    expect(await gzipLevel(Buffer.from('text that repeats. '.repeat(4_000)))).toBe(
+      zlib.constants.Z_BEST_SPEED,
+    );
+    expect(await gzipLevel(randomBytes(64 * 1024))).toBe(zlib.constants.Z_NO_COMPRESSION);
+    expect(await gzipLevel(Buffer.from('x'))).toBe(zlib.constants.Z_NO_COMPRESSION);
   });
 
   it.each([
@@ -503,8 +621,6 @@ describe('file rules', () => {
     expect(sniffType(Buffer.from('Grüße\n'))).toBe('text/plain; charset=utf-8');
     expect(sniffType(Buffer.from([0, 1, 2]))).toBe('application/octet-stream');
   });
-
-  const user = { name: 'user', uid: 1000, gid: 1000, home: '/home/user' };
 
   it.each([
     ['x', '/home/user/x'],

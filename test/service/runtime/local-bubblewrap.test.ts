@@ -80,6 +80,13 @@ describe('bubblewrapArguments()', () => {
     expect(bubblewrapArguments(layout, mounts)).not.toContain('--die-with-parent');
   });
 
+  it('shows the control groups of the sandbox read-only, where it has any', () => {
+    const group = '/sys/fs/cgroup/memory/cellbox-a1';
+    expect(at(bubblewrapArguments(layout, mounts), '--ro-bind-try')).toBe(-1);
+    const args = bubblewrapArguments(layout, { ...mounts, cgroups: [group] });
+    expect(at(args, '--ro-bind-try', group, group)).toBeGreaterThan(-1);
+  });
+
   it('mounts the tunnel read-only', () => {
     expect(at(bubblewrapArguments(layout, mounts), '--ro-bind', '/d/tunnel', '/run/cellbox')).toBeGreaterThan(
       0,

@@ -12,7 +12,7 @@ const V1_PROTOCOL = 'v1.kernel.websocket.jupyter.org';
 export interface KernelSocketOptions {
   headers: Record<string, string>;
   connect: () => Promise<Socket>;
-  /** From dialling to the end of the handshake, which the gateway completes only when the kernel answers it. */
+  /** From dialling to the end of the handshake, which the gateway completes only when the kernel has a process. */
   handshakeTimeoutMs: number;
   /** Called once, when the connection is gone or never came up; `status` when the gateway answered with one. */
   onDown: (status: number | undefined) => void;
@@ -132,7 +132,9 @@ function parseJson(text: string): unknown {
  */
 export function deserializeMessage(data: unknown, protocol = ''): KernelMessage.IMessage {
   if (typeof data === 'string') {
-    return { buffers: [], ...(parseJson(data) as KernelMessage.IMessage) }; // validated by the connection
+    const message = { buffers: [], ...(parseJson(data) as KernelMessage.IMessage) };
+    hideDisplayId(message);
+    return message; // validated by the connection
   }
   const bytes = data as Buffer; // a KernelSocket delivers nothing else
   if (protocol !== V1_PROTOCOL) {
@@ -150,5 +152,30 @@ export function deserializeMessage(data: unknown, protocol = ''): KernelMessage.
     content: parseJson(text(4)),
     buffers: [], // used by widgets only, which have no place on our wire
   };
+  hideDisplayId(message);
   return message as unknown as KernelMessage.IMessage; // validated by the connection
+}
+
+const DISPLAY_ID = Symbol('display id');
+
+/**
+ * Puts a display's id where jupyterlab's connection does not find it. That would keep every id for ever, and turn an
+ * update over to the request that showed the display first, which has ended, and not to the one that runs.
+ */
+function hideDisplayId(message: { header?: unknown; content?: unknown }): void {
+  // Nothing was validated yet.
+  const type = (message.header as { msg_type?: unknown } | null | undefined)?.msg_type;
+  if (type !== 'display_data' && type !== 'update_display_data') return;
+  const content = message.content as
+    { transient?: { display_id?: unknown } | null; [DISPLAY_ID]?: unknown } | null | undefined;
+  const id = content?.transient?.display_id;
+  if (!content || id === undefined || id === null) return;
+  content[DISPLAY_ID] = id;
+  content.transient = {};
+}
+
+/** The id of a display that can change, of a message that came through `deserializeMessage`. */
+export function displayIdOf(content: object): string | undefined {
+  const id = (content as { [DISPLAY_ID]?: unknown })[DISPLAY_ID];
+  return typeof id === 'string' ? id : undefined;
 }

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from typing import Any
 
+from jupyter_client.jsonutil import json_default
 from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from tornado import web
 from tornado.websocket import WebSocketClosedError
+
+from .nudge import Nudge
+from .settling import is_settled
 
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
@@ -15,6 +22,10 @@ V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 # taken waits in the kernel's own process, so a sandbox pays for its own flood.
 HIGH_WATER_BYTES = 16 * 1024 * 1024
 LOW_WATER_BYTES = 4 * 1024 * 1024
+
+# A kernel that has no process for longer does not get one any more.
+START_SECONDS = 60.0
+ALIVE_POLL_SECONDS = 0.05
 
 
 class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
@@ -24,16 +35,22 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     - TCP_NODELAY. Without it Nagle's algorithm meets the client's delayed ACK: 40 ms on every small execution.
     - No limit on message or data rate; output is never dropped.
     - Memory is bounded when the client reads slowly.
-    - When the kernel process is replaced, requests that the old one never answered are dropped, and later ones wait
-      until the new one's output is known to arrive here.
+    - Requests wait until the kernel's output is known to arrive here, when the client connects as well as when the
+      kernel process is replaced. In the second case those that the old process never answered are dropped.
+    - The client's leaving is noticed at any time: the socket is open, and read from, while the kernel still starts.
+    - What a lost connection left unsent goes to the next one, also when that is lost before the kernel answered it.
     """
 
     limit_rate = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Requests that arrived while the kernel was being replaced; None when they pass straight through.
+        # Requests that wait for the kernel; None when they pass straight through.
         self._held: list[Any] | None = None
+        # Finds out whether the kernel is there; None when it is.
+        self._nudge: Nudge | None = None
+        # What the last connection of this session could not deliver: channel and parts.
+        self._replay: list[tuple[str, list[bytes]]] = []
         self._unsent_bytes = 0
         self._paused = False
 
@@ -44,15 +61,91 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
             if isinstance(connection, cls) and connection.kernel_id == kernel_id:
                 connection._renew_channels()
 
-    def connect(self) -> asyncio.Future[None] | None:
+    async def prepare(self) -> None:
+        """Waits until the kernel has a process. Whether that speaks is the open connection's business."""
+        await self._register_session()
+        deadline = time.monotonic() + START_SECONDS
+        while self.kernel_id in self.multi_kernel_manager:
+            if await is_settled(self.kernel_manager, deadline) and await self.kernel_manager.is_alive():
+                self.session.key = self.kernel_manager.session.key
+                return
+            if time.monotonic() > deadline:
+                raise web.HTTPError(504, "The kernel did not start in time")
+            await asyncio.sleep(ALIVE_POLL_SECONDS)
+        raise web.HTTPError(404, f"Kernel does not exist: {self.kernel_id}")
+
+    def connect(self) -> asyncio.Future[None]:
+        """Takes the session up; the future is done, as nobody needs to wait."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        manager = self.multi_kernel_manager
         self.websocket_handler.set_nodelay(True)
-        return super().connect()
+        for other in list(self._open_sockets):
+            if other.session_key == self.session_key:
+                other.disconnect()  # the client lost it, which we have not noticed yet
+        if self.kernel_id not in manager:  # given up since `prepare`
+            self.websocket_handler.close(1011, "The kernel died")
+            return done
+        manager.notify_connect(self.kernel_id)
+        manager.add_restart_callback(self.kernel_id, self.on_kernel_restarted)
+        manager.add_restart_callback(self.kernel_id, self.on_restart_failed, "dead")
+        self._open_sockets.add(self)
+        buffer = manager.get_buffer(self.kernel_id, self.session_key)
+        if buffer:
+            self.channels, self._replay = buffer["channels"], buffer["buffer"]
+        else:
+            self.create_stream()
+        self._held = []
+        if self.kernel_manager.execution_state == "busy":
+            self._go_live([])  # it would answer after its cell, whose output the client wants now
+        else:
+            self._start_nudge()
+        return done
+
+    def disconnect(self) -> None:
+        """Lets go of the kernel's channels, or leaves them to the offline buffer. Idempotent."""
+        if self not in self._open_sockets:
+            return
+        nudge, self._nudge = self._nudge, None
+        if nudge is not None:
+            nudge.close()
+            self._replay += [("iopub", parts) for parts in nudge.heard]
+        super().disconnect()
+        buffer = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
+        if self._replay and buffer and buffer["channels"] is self.channels:
+            buffer["buffer"][:0] = self._replay
+            # One buffer full is enough; the rest waits in the kernel.
+            for stream in self.channels.values():
+                stream.stop_on_recv()
 
     def on_kernel_restarted(self) -> None:
         """The kernel died and is about to be started again: says so, and forgets what it was asked."""
-        super().on_kernel_restarted()
+        self.log.warning("Kernel %s died and is started again", self.kernel_id)
+        self._tell("restarting")
         self.kernel_manager.execution_state = "starting"
         self._renew_channels()
+
+    def on_restart_failed(self) -> None:
+        """The kernel is given up: says so. Nothing more will come of it."""
+        self.log.warning("Kernel %s died and is given up", self.kernel_id)
+        if self._nudge is not None:
+            self._nudge.close()
+        self._tell("dead")
+
+    def _tell(self, status: str) -> None:
+        iopub = self.channels.get("iopub")
+        if iopub is not None and not iopub.closed():
+            iopub.flush()  # what the process itself said comes first
+        message = self.session.msg("status", {"execution_state": status})
+        # The stock message can't carry it.
+        message["metadata"] = {"cellbox": self.kernel_manager.last_ending or {}}
+        try:
+            if self.subprotocol == V1_PROTOCOL:
+                self.write_message(serialize_msg_to_ws_v1(message, "iopub", self.session.pack), binary=True)
+            else:
+                self.write_message(json.dumps(message | {"channel": "iopub"}, default=json_default))
+        except WebSocketClosedError:
+            pass  # the close event follows
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         if self._held is not None:
@@ -65,8 +158,6 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
             super().handle_outgoing_message(stream, outgoing_msg)
             return
         # The parts pass through as bytes: nothing here needs to know what they say.
-        if isinstance(stream, str):  # replayed from the buffer of a lost connection
-            stream = self.channels[stream]
         _, parts = self.session.feed_identities(outgoing_msg)
         self._send(serialize_msg_to_ws_v1(parts[1:], stream.channel))
 
@@ -92,8 +183,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._unsent_bytes -= size
         if self._paused and self._unsent_bytes < LOW_WATER_BYTES:
             self._paused = False
-            # After a disconnect the channels belong to the offline buffer, which reads them itself.
-            if self in self._open_sockets:
+            # After a disconnect the channels are the offline buffer's, and until the kernel has answered the nudge's.
+            if self in self._open_sockets and self._nudge is None:
                 self._listen()
 
     def _listen(self) -> None:
@@ -115,16 +206,36 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
                 stream.close(linger=0)
         self.channels = {}
         self.create_stream()
-        channels = self.channels
         self._held = self._held or []
+        self._start_nudge()
 
-        def resume(_: Any) -> None:
-            if self.channels is not channels or self not in self._open_sockets:
-                return  # replaced again, or closed, meanwhile
-            if not self._paused:
-                self._listen()
-            held, self._held = self._held or [], None
+    def _start_nudge(self) -> None:
+        if self._nudge is not None:
+            self._nudge.close()
+        self._nudge = nudge = Nudge(
+            self.kernel_manager,
+            self.channels["iopub"],
+            lambda: self.kernel_id in self.multi_kernel_manager,
+            lambda reached: self._go_live(nudge.heard) if reached else self._give_up(),
+        )
+
+    def _go_live(self, heard: list[list[bytes]]) -> None:
+        """Lets messages pass in both directions, what has waited first."""
+        self._nudge = None
+        replay, self._replay = self._replay, []
+        for channel, parts in [*replay, *(("iopub", parts) for parts in heard)]:
+            self.handle_outgoing_message(self.channels[channel], parts)
+        if not self._paused:
+            self._listen()
+        held, self._held = self._held or [], None
+        try:
             for message in held:
                 self.handle_incoming_message(message)
+        except Exception as error:  # what Tornado does with a message that is none
+            self.log.warning("Kernel %s: malformed message: %s", self.kernel_id, error)
+            self.websocket_handler.close(1007, "Malformed message")
 
-        self.nudge().add_done_callback(resume)
+    def _give_up(self) -> None:
+        self.log.warning("Kernel %s does not answer; its connection is closed", self.kernel_id)
+        self._nudge = None
+        self.websocket_handler.close(1011, "The kernel does not answer")

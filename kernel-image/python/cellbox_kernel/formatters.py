@@ -45,6 +45,10 @@ class QuietFormatter(BaseFormatter):
             return result
         except Exception:  # the rule of this module
             return self.failed(obj)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what libraries written in Rust raise for errors of their own
+                raise
+            return self.failed(obj)
 
     def represent(self, obj: Any) -> Any:
         """The representation of the kinds of object this formatter knows; None for others."""
@@ -62,8 +66,8 @@ class QuietFormatter(BaseFormatter):
 class DataFormatter(QuietFormatter):
     """`e2b/data`: a table as a dict of columns, or what `_repr_e2b_data_()` answers.
 
-    Rows beyond a limit are left out of this representation; the bundle's metadata then says
-    `{"rows": shown, "total_rows": all}`.
+    Rows beyond a limit (see `tables` for those that are not settings) are left out of this representation; the bundle's
+    metadata then says `{"rows": shown, "total_rows": all}`.
     """
 
     format_type = Unicode(DATA_MIME)
@@ -71,7 +75,7 @@ class DataFormatter(QuietFormatter):
     _return_type = dict
 
     row_limit = Integer(100_000, help="Rows of a table shown as data.").tag(config=True)
-    cell_limit = Integer(5_000_000, help="Cells of a table shown as data.").tag(config=True)
+    cell_limit = Integer(1_000_000, help="Cells of a table shown as data.").tag(config=True)
 
     def represent(self, obj: Any) -> Any:
         with _no_warnings():

@@ -2,119 +2,62 @@
 
 Reads `CELLBOX_GATEWAY_PORT` (0: any free port) and `CELLBOX_GATEWAY_TOKEN`, listens on 127.0.0.1 only, prints one
 line `cellbox gateway listening on 127.0.0.1:<port>` and runs until SIGTERM, SIGINT or the death of its parent. All
-kernels end with it.
+kernels end with it. `CELLBOX_ZYGOTE_IMPORTS`, modules separated by commas, replaces what Python kernels find imported.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
-import shutil
-import signal
 import sys
-import tempfile
-import threading
-import warnings
-from typing import Any
 
-from jupyter_core.application import JupyterApp
-from kernel_gateway.gatewayapp import KernelGatewayApp
-from tornado import httpserver, ioloop, netutil
-from traitlets.config import Config
+from .environment import home_directory, kernel_environment
+from .zygote_client import ZygoteClient
 
-from .connection import CellboxWebsocketConnection
-from .environment import home_directory
-from .kernel_managers import CellboxKernelSpecManager, CellboxMappingKernelManager
-
-HOST = "127.0.0.1"
-# Far above any message a kernel or the service sends; the sandbox's memory limit is the real one.
-MAX_MESSAGE_BYTES = 1024 * 1024 * 1024
-# Within this time after a stop request the kernels are gone, or the process ends without them.
-STOP_DEADLINE_SECONDS = 5.0
-PARENT_POLL_MS = 1000
+# Imported once for all Python kernels when nothing else is asked for.
+ZYGOTE_IMPORTS = ("numpy", "pandas", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "e2b_charts")
 
 _PR_SET_DUMPABLE = 4
-
-
-class CellboxGateway(KernelGatewayApp):
-    """The stock gateway with our kernel managers, routes and connection, configured by arguments only."""
-
-    name = "cellbox-gateway"
-
-    def migrate_config(self) -> None:
-        """Nothing in the sandbox's home configures the gateway."""
-
-    load_config_file = migrate_config
-
-    def init_webapp(self) -> None:
-        # A token in a URL would end up in the access log.
-        logging.getLogger("tornado.access").disabled = True
-        super().init_webapp()
-        self.web_app.settings["websocket_max_message_size"] = MAX_MESSAGE_BYTES
-
-    def init_http_server(self) -> None:
-        try:
-            sockets = netutil.bind_sockets(self.port, HOST)
-        except OSError as error:
-            sys.exit(f"cellbox gateway: can't listen on {HOST}:{self.port}: {error.strerror}")
-        self.port = sockets[0].getsockname()[1]
-        self.http_server = httpserver.HTTPServer(self.web_app, max_buffer_size=MAX_MESSAGE_BYTES)
-        self.http_server.add_sockets(sockets)
-
-    def init_signal(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(signum, self._signal_stop)
-
-    def start_app(self) -> None:
-        JupyterApp.start(self)
-        self._parent_watch = ioloop.PeriodicCallback(self._stop_without_parent, PARENT_POLL_MS)
-        self._parent_pid = os.getppid()
-        self._parent_watch.start()
-        print(f"cellbox gateway listening on {HOST}:{self.port}", flush=True)
-
-    def _stop_without_parent(self) -> None:
-        if os.getppid() != self._parent_pid:
-            self.stop()
-
-    def stop(self, from_signal: bool = False) -> None:
-        # Kernels that outlive the deadline are killed by the kernel as we die (`die_with_gateway`).
-        deadline = threading.Timer(STOP_DEADLINE_SECONDS, os._exit, [1])
-        deadline.daemon = True
-        deadline.start()
-        super().stop(from_signal)
-
-    def _signal_stop(self, sig: int, frame: Any) -> None:
-        self.stop(from_signal=True)
-
-
-def gateway_config(port: int, token: str) -> Config:
-    """The gateway's whole configuration."""
-    config = Config()
-    config.KernelGatewayApp.port = port
-    config.KernelGatewayApp.auth_token = token
-    config.KernelGatewayApp.api = "cellbox_kernel.routes"
-    config.KernelGatewayApp.log_level = logging.WARNING
-    config.KernelGatewayApp.kernel_manager_class = CellboxMappingKernelManager
-    config.KernelGatewayApp.kernel_spec_manager_class = CellboxKernelSpecManager
-    config.KernelGatewayApp.kernel_websocket_connection_class = CellboxWebsocketConnection
-    # No pings: a client under back-pressure may read nothing for minutes, and a dead one closes its local socket.
-    config.KernelGatewayApp.ws_ping_interval = 0
-    config.JupyterWebsocketPersonality.list_kernels = True
-    return config
 
 
 def main() -> None:
     port, token = _take_settings()
     _hide_from_other_processes()
-    # The stock gateway's own manager class causes the same warning.
-    warnings.filterwarnings("ignore", message=".*is not a subclass of 'ServerKernelManager'", category=FutureWarning)
-    os.chdir(home_directory(os.environ))
-    runtime_dir = tempfile.mkdtemp(prefix="cellbox-gateway-")
+    home = home_directory(os.environ)
+    os.chdir(home)
+    zygote = ZygoteClient(kernel_environment(os.environ, {}, home), _zygote_imports())
+    if _has_two_cpus():
+        # Now: the gateway's own imports take about a second, and the zygote's run beside them.
+        zygote.start()
+    from . import gateway_app
+
+    gateway_app.run(port, token, zygote)
+
+
+def _zygote_imports() -> list[str]:
+    given = os.environ.get("CELLBOX_ZYGOTE_IMPORTS")
+    if given is None:
+        return list(ZYGOTE_IMPORTS)
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _has_two_cpus() -> bool:
+    """Whether two processes can start at once without slowing each other down."""
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < 2:
+        return False
     try:
-        CellboxGateway.launch_instance(argv=[], config=gateway_config(port, token), runtime_dir=runtime_dir)
-    finally:
-        shutil.rmtree(runtime_dir, ignore_errors=True)  # connection files; nothing to do when they are gone already
+        quota, period = _read_words("/sys/fs/cgroup/cpu.max")
+    except (OSError, ValueError):
+        try:  # version 1 of the control groups
+            (quota,), (period,) = (_read_words(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+        except (OSError, ValueError):
+            return True  # nobody set a limit that could be read here
+    return not quota.isdigit() or int(quota) >= 2 * int(period)
+
+
+def _read_words(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().split()
 
 
 def _take_settings() -> tuple[int, str]:

@@ -1,33 +1,77 @@
 """`python -m cellbox_kernel.kernel -f <connection file>`: the Python kernel.
 
-ipykernel with our defaults (the user's own IPython configuration still wins), formatters, streams, and an environment
-per execution: `metadata.cellbox.env` of an execute request, an object of strings, holds for that cell only.
+ipykernel with our defaults (the user's own IPython configuration still wins), formatters, streams, and:
+
+- an environment per execution: `metadata.cellbox.env` of an execute request, an object of strings, holds for that cell;
+- what a cell cost: `metadata.cellbox` of an execute reply is `{"cpu_ms", "memory_peak_bytes"}` (see `accounting`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
+import io
 import os
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import zmq
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
-from traitlets import Type
+from traitlets import Type, default
 from traitlets.config.loader import Config
 
 from . import startup
+from .accounting import CellCost
+from .cell_headers import CellboxDisplayPublisher, note_cells_of_threads
+from .display_formatter import CellboxDisplayFormatter
 from .environment import env_problem
+from .iopub import CellboxIOPubThread, bind_iopub
 from .streams import CellboxOutStream
 
 
+class NoOutputs(defaultdict[int, list[Any]]):
+    """IPython's record of everything that cells put out, which here forgets: nothing ever shortens it."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+    def __missing__(self, key: int) -> list[Any]:
+        return []
+
+
 class CellboxShell(ZMQInteractiveShell):
-    """The interactive shell; values given to the kernel's environment survive its start."""
+    """The interactive shell, with differences:
+
+    - values given to the kernel's environment survive its start;
+    - a `_repr_…_` method that raises does not fail the cell: its traceback is on stderr, the other formats are shown;
+    - output is not kept in memory (`%notebook` writes a notebook without outputs).
+    """
+
+    display_pub_class = Type(CellboxDisplayPublisher)
+
+    def init_history(self) -> None:
+        super().init_history()
+        self.history_manager.outputs = NoOutputs()
+
+    def init_display_formatter(self) -> None:
+        self.display_formatter = CellboxDisplayFormatter(parent=self)
+        self.configurables.append(self.display_formatter)
+
+    def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        if self.display_formatter.formatting:
+            self.display_formatter.report(stb)
+        else:
+            super()._showtraceback(etype, evalue, stb)
+
+    @contextlib.contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        yield  # stock: patches `write` of the stream to keep a copy of everything
 
     def init_environment(self) -> None:
         given = dict(os.environ)
@@ -49,6 +93,19 @@ class CellboxKernel(IPythonKernel):
         # The stock method sets it after the control thread has begun to read, which loses the first request.
         self._control_lock = asyncio.Lock()
         super().start()
+
+    def _initialize_thread_hooks(self) -> None:
+        # Instead of ipykernel's own.
+        note_cells_of_threads(lambda: getattr(self._stdout, "parent_header", {}))
+
+    def init_metadata(self, parent: Any) -> dict[str, Any]:
+        self._cost = CellCost()
+        return super().init_metadata(parent)
+
+    def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
+        metadata = super().finish_metadata(parent, metadata, reply_content)
+        # The latest `_cost` is this cell's: one runs at a time.
+        return metadata | {"cellbox": self._cost.figures()}
 
     async def do_execute(
         self,
@@ -74,7 +131,7 @@ class CellboxKernel(IPythonKernel):
             finally:
                 self._drain_streams()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _cell_environment(self, env: Mapping[str, str]) -> Iterator[None]:
         self._restore_env()  # left over when an interrupt hit the restoring itself
         for name, value in env.items():
@@ -137,14 +194,35 @@ class CellboxKernelApp(IPKernelApp):
 
     name = "cellbox-kernel"
 
+    @default("parent_handle")
+    def _gateway_pid(self) -> int:
+        # The stock default is read when the module is imported, which a forked kernel did not do.
+        return int(os.environ.get("JPY_PARENT_PID") or 0)
+
+    def init_poller(self) -> None:
+        # A forked kernel is the zygote's child and may outlive it; `lifetime` ends it with the gateway.
+        if os.getppid() == self.parent_handle:
+            super().init_poller()
+
     def load_config_file(self, *args: Any, **kwargs: Any) -> None:
         self.update_config(_defaults())
         super().load_config_file(*args, **kwargs)
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
-        # ZeroMQ drops what a PUB socket can't send soon enough; output is never dropped here.
-        context.setsockopt(zmq.SNDHWM, 0)
-        super().init_iopub(context)
+        # As the stock method, with a thread that never drops a message.
+        socket = context.socket(zmq.PUB)
+        socket.linger = 1000
+        bind_iopub(socket)
+        self.iopub_port = self._bind_socket(socket, self.iopub_port)
+        self.configure_tornado_logger()
+        self.iopub_thread = CellboxIOPubThread(socket, pipe=True)
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
+
+    def init_kernel(self) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # debugpy's advice to people who start a debugger
+            importlib.import_module("ipykernel.debugger")  # as the kernel would, one line later
+        super().init_kernel()
 
     def init_extensions(self) -> None:
         startup.load_ipython_extension(self.shell)
@@ -160,6 +238,8 @@ def _defaults() -> Config:
     config.HistoryManager.hist_file = ":memory:"
     config.Session.packer = "cellbox_kernel.messages.pack"
     config.Session.unpacker = "cellbox_kernel.messages.unpack"
+    # ZeroMQ frees a copy when it has sent it; what it borrows instead waits for Python's turn, in its hundreds.
+    config.Session.copy_threshold = 16 * 1024 * 1024
     config.IPKernelApp.kernel_class = CellboxKernel
     config.IPKernelApp.outstream_class = f"{CellboxOutStream.__module__}.{CellboxOutStream.__name__}"
     return config

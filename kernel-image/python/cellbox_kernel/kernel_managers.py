@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +17,17 @@ from traitlets import Type, default
 
 from . import kernelspecs
 from .connection import CellboxWebsocketConnection
+from .endings import describe_ending
 from .environment import cwd_problem, home_directory, kernel_environment
+from .lifetime import die_with_gateway
+from .memory_cgroup import own_memory_cgroup
+from .zygote_client import ZygoteClient
 
 # Bytes of output kept for a client that has gone away and may come back; beyond it the kernel's own side holds them.
 OFFLINE_BUFFER_BYTES = 32 * 1024 * 1024
 
 # Messages that ZeroMQ takes from a kernel ahead of us, of at most 1 MiB each as far as streams go.
 RECEIVE_QUEUE_MESSAGES = 32
-
-_PR_SET_PDEATHSIG = 1
 
 
 class CellboxKernelSpecManager(KernelSpecManager):
@@ -60,6 +59,46 @@ class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
     restart_limit = 10
     random_ports_until_alive = False
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._memory = own_memory_cgroup()
+        # As counted at the last but one poll that found the process alive: one that is being killed lives on for a
+        # moment after it was counted.
+        self._oom_kills: int | None = None
+        self._last_oom_kills: int | None = None
+        self._described: Any = None
+
+    def start(self) -> None:
+        self._oom_kills = self._last_oom_kills = self._memory.oom_kills()
+        super().start()
+
+    async def poll(self) -> None:
+        # Before asking whether it lives: a kill between the two must not count as an earlier one.
+        oom_kills = self._memory.oom_kills()
+        try:
+            if await self.kernel_manager.is_alive():
+                self._oom_kills, self._last_oom_kills = self._last_oom_kills, oom_kills
+            await super().poll()
+        except Exception as error:
+            self.log.warning("Kernel %s can not be started again: %s", self.kernel_manager.kernel_id, error)
+            self.give_up()
+
+    def _fire_callbacks(self, event: str) -> None:
+        """Tells everyone concerned; from here on they can read how the process ended."""
+        manager = self.kernel_manager
+        process = getattr(manager.provisioner, "process", None)
+        if process is not None and process is not self._described and process.poll() is not None:
+            self._described = process
+            number = 1 + (manager.last_ending or {"ending": 0})["ending"]
+            status = None if getattr(process, "status_unknown", False) else process.returncode
+            manager.last_ending = describe_ending(number, status, self._oom_kills, self._memory)
+        super()._fire_callbacks(event)
+
+    def give_up(self) -> None:
+        """No process will answer for this kernel any more: everyone concerned hears of it."""
+        self.stop()
+        self._fire_callbacks("dead")
+
 
 class CellboxKernelManager(AsyncIOLoopKernelManager):
     """One kernel process, restarted with the environment and directory that it was first started with."""
@@ -67,6 +106,8 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
     restarter_class = Type(CellboxKernelRestarter)
     # What the client that started the kernel wants to be told again of it.
     client_metadata: dict[str, Any] | None = None
+    # See `endings`.
+    last_ending: dict[str, Any] | None = None
     # Upper bound of a polite shutdown, in seconds; then SIGTERM and SIGKILL.
     shutdown_wait_time = 2.0
 
@@ -87,6 +128,9 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
 
 class CellboxMappingKernelManager(SeedingMappingKernelManager):
     """All kernels of the sandbox."""
+
+    # Forks Python kernels (see `provisioner`); None: all of them are started by their command.
+    zygote: ZygoteClient | None = None
 
     def _kernel_manager_class_default(self) -> str:
         return f"{__name__}.{CellboxKernelManager.__name__}"
@@ -126,8 +170,12 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         kernel._activity_stream.on_recv(record)
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
-        """The stock model, with the metadata that the kernel was started with."""
-        return super().kernel_model(kernel_id) | {"metadata": self.get_kernel(kernel_id).client_metadata}
+        """The stock model, with the metadata that the kernel was started with and how it last ended."""
+        kernel = self.get_kernel(kernel_id)
+        return super().kernel_model(kernel_id) | {
+            "metadata": kernel.client_metadata,
+            "last_ending": kernel.last_ending,
+        }
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
         """Restarts the process; open connections then speak to the new one and to nothing older."""
@@ -159,18 +207,3 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
 
         for channel, stream in channels.items():
             stream.on_recv(keep(channel))
-
-
-def die_with_gateway() -> Callable[[], None] | None:
-    """For Popen's `preexec_fn`: the kernel is killed when the gateway dies, however it dies. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return None  # ipykernel polls its parent there
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    gateway = os.getpid()
-
-    def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != gateway:  # it died before the line above
-            os._exit(1)
-
-    return arm

@@ -41,19 +41,24 @@ class KernelLanguage:
     env: Mapping[str, str] = field(default_factory=dict)
     # "signal": SIGINT to the kernel's process group; "message": an interrupt_request on the control channel.
     interrupt_mode: str = "signal"
+    # How the gateway starts it, by the name of a registered kernel provisioner; None: by its command.
+    provisioner: str | None = None
     # Files written beside kernel.json (name -> text); argv reaches them as `{resource_dir}/<name>`.
     files: Mapping[str, str] = field(default_factory=dict)
     # Called with the directory when all that is written; answers in one sentence why the kernel can't start after all.
     finish: Callable[[Path], str | None] = lambda spec_dir: None
 
     def kernel_json(self) -> dict[str, Any]:
+        metadata: dict[str, Any] = {OWNER_KEY: True}
+        if self.provisioner:
+            metadata["kernel_provisioner"] = {"provisioner_name": self.provisioner}
         return {
             "argv": self.argv(),
             "display_name": self.display_name,
             "language": self.language,
             "env": dict(self.env),
             "interrupt_mode": self.interrupt_mode,
-            "metadata": {OWNER_KEY: True},
+            "metadata": metadata,
         }
 
 
@@ -181,7 +186,9 @@ JAVA_FILES = {
 DENO_ENV = {"NO_COLOR": "1", "DENO_NO_UPDATE_CHECK": "1"}
 
 LANGUAGES: tuple[KernelLanguage, ...] = (
-    KernelLanguage("python3", "Python 3", "python", python_argv, lambda: None),
+    KernelLanguage(
+        "python3", "Python 3", "python", python_argv, lambda: None, provisioner="cellbox-zygote-provisioner"
+    ),
     KernelLanguage("javascript", "JavaScript (Deno)", "javascript", _deno_argv, _deno_missing, DENO_ENV),
     KernelLanguage("typescript", "TypeScript (Deno)", "typescript", _deno_argv, _deno_missing, DENO_ENV),
     KernelLanguage(

@@ -8,6 +8,9 @@ from typing import Any
 import orjson
 from jupyter_client.jsonutil import json_default
 
+# Less than what any setting of `sys.set_int_max_str_digits` forbids.
+MAX_INTEGER_BITS = 2048
+
 _OPTIONS = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
 
@@ -16,7 +19,8 @@ def pack(message: Any) -> bytes:
 
     - NaN and infinities become null.
     - Lone surrogates become U+FFFD; two halves that belong together are joined.
-    - What JSON has no word for becomes its `str()`; integers beyond 64 bits stay integers.
+    - What JSON has no word for becomes its `str()`; integers beyond 64 bits stay integers, and beyond thousands of bits
+      become text.
     """
     try:
         return orjson.dumps(message, default=json_default, option=_OPTIONS)
@@ -34,11 +38,19 @@ def unpack(data: bytes | str) -> Any:
 
 def printable(text: str) -> str:
     """`text` without lone surrogates, which no UTF-8 message can carry."""
+    if is_printable(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_printable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
-        return text
+        return True
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return False
 
 
 def _plain(value: Any, depth: int) -> Any:
@@ -47,7 +59,8 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return printable(str(value))
     if isinstance(value, int):
-        return int(value)
+        # Python refuses to write out longer ones in decimal.
+        return int(value) if int(value).bit_length() < MAX_INTEGER_BITS else hex(value)
     if isinstance(value, float):
         return float(value) if value - value == 0 else None
     if depth < 200:

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from .messages import printable
+from .messages import is_printable, printable
 
 # Integers beyond this are rounded by every reader that keeps numbers as doubles (JavaScript, many JSON parsers).
 MAX_EXACT_INTEGER = 2**53 - 1
 MAX_DEPTH = 50
-# Nested values (not flat columns) visited before the conversion is given up.
+# Values visited one by one (flat columns are not) before the conversion is given up.
 MAX_NODES = 2_000_000
+# Characters of text before the conversion is given up.
+MAX_TEXT = 64 * 1024 * 1024
 
 
 class NotPlainError(ValueError):
@@ -30,11 +32,17 @@ class PlainValues:
     - dates and times → ISO 8601; durations → ISO 8601 (`P1DT2H0M0S`); Decimal → its text; bytes → base64
     - numpy scalars and arrays → numbers and lists; sets and tuples → lists; keys → text
     - anything else → `str()`, or NotPlainError where `strict`
+    - a value whose own code fails → a text that names its type, or that error where `strict`
+
+    `nodes` and `text` count what was spent of the two limits.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, max_nodes: int | None = None, max_text: int = MAX_TEXT) -> None:
+        self.nodes = 0
+        self.text = 0
+        self._max_nodes = MAX_NODES if max_nodes is None else max_nodes
+        self._max_text = max_text
         self._strict = strict
-        self._nodes = 0
         self._open: set[int] = set()
 
     def column(self, values: list[Any]) -> list[Any]:
@@ -42,13 +50,18 @@ class PlainValues:
         kinds = set(map(type, values))
         kinds.discard(type(None))
         if kinds <= {bool, str}:
-            return values  # lone surrogates are dealt with when the message is packed
+            texts = [value for value in values if type(value) is str]
+            self._spend(0, sum(map(len, texts)))
+            if is_printable("".join(texts)):
+                return values
+            self._spend(len(values), 0)
+            return [printable(value) if type(value) is str else value for value in values]
         if kinds == {int}:
             present = values if None not in values else [value for value in values if value is not None]
             if min(present) >= -MAX_EXACT_INTEGER and max(present) <= MAX_EXACT_INTEGER:
                 return values
             # The whole column, so that identifiers are of one type.
-            return [None if value is None else str(value) for value in values]
+            return [None if value is None else _integer_text(value) for value in values]
         if kinds == {float}:
             return [value if value is not None and value - value == 0 else None for value in values]
         return [self.value(value) for value in values]
@@ -58,17 +71,34 @@ class PlainValues:
             return value
         kind = type(value)
         if kind is str:
-            return value
+            self._spend(0, len(value))
+            return printable(value)
         if kind is int:
-            return value if -MAX_EXACT_INTEGER <= value <= MAX_EXACT_INTEGER else str(value)
+            return value if -MAX_EXACT_INTEGER <= value <= MAX_EXACT_INTEGER else _integer_text(value)
         if kind is float:
             return value if value - value == 0 else None
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise NotPlainError("too many nested values")
-        if isinstance(value, dict | list | tuple | set | frozenset):
-            return self._container(value, depth)
-        return self._scalar(value, depth)
+        self._spend(1, 0)
+        try:
+            if isinstance(value, dict | list | tuple | set | frozenset):
+                self._spend(len(value), 0)
+                return self._container(value, depth)
+            return self._scalar(value, depth)
+        except NotPlainError:
+            raise
+        except Exception as error:
+            if self._strict:
+                raise
+            return f"<{kind.__name__} without text: {type(error).__name__}>"
+
+    def _spend(self, nodes: int, text: int) -> None:
+        self.nodes += nodes
+        self.text += text
+        if self.nodes > self._max_nodes or self.text > self._max_text:
+            raise NotPlainError("too large")
+
+    def _said(self, text: str) -> str:
+        self._spend(0, len(text))
+        return text
 
     def _container(self, value: Any, depth: int) -> Any:
         if depth >= MAX_DEPTH or id(value) in self._open:
@@ -87,7 +117,7 @@ class PlainValues:
         if isinstance(value, enum.Enum):
             return self.value(value.value, depth + 1)
         if isinstance(value, str):
-            return str.__str__(value)
+            return printable(self._said(str.__str__(value)))
         if isinstance(value, int):
             return self.value(int(value))
         if isinstance(value, float):
@@ -99,7 +129,9 @@ class PlainValues:
         if isinstance(value, datetime.datetime | datetime.date | datetime.time):
             return value.isoformat()  # pandas' NaT is a datetime and answers "NaT"
         if isinstance(value, bytes | bytearray | memoryview):
-            return base64.b64encode(bytes(value)).decode("ascii")
+            size = value.nbytes if isinstance(value, memoryview) else len(value)
+            self._spend(0, size + size // 3)
+            return base64.b64encode(value).decode("ascii")
         if type(value).__name__ == "NAType":
             return None
         numpy = sys.modules.get("numpy")
@@ -107,7 +139,7 @@ class PlainValues:
             return self._numpy(numpy, value, depth)
         if self._strict:
             raise NotPlainError(f"JSON has no word for {type(value).__name__}")
-        return printable(str(value))
+        return printable(self._said(str(value)))
 
     def _numpy(self, numpy: Any, value: Any, depth: int) -> Any:
         if isinstance(value, numpy.ma.core.MaskedConstant):
@@ -120,6 +152,7 @@ class PlainValues:
             item = value.astype("timedelta64[us]").item()
             return self.value(item, depth + 1)
         if isinstance(value, numpy.ndarray):
+            self._spend(value.size, 0)  # before its values become objects
             return self._container(value.tolist(), depth) if value.ndim else self.value(value.tolist(), depth + 1)
         item = value.item()
         if type(item) is type(value):  # long double has no Python counterpart
@@ -130,8 +163,11 @@ class PlainValues:
     def key(key: Any) -> str:
         """A dict key or column name as text."""
         if isinstance(key, str):
-            return str.__str__(key)
-        return printable(str(key))
+            return printable(str.__str__(key))
+        try:
+            return printable(str(key))
+        except Exception as error:  # its own code fails, and a name it must have
+            return f"<{type(key).__name__} without text: {type(error).__name__}>"
 
 
 def unique_names(names: Iterable[Any]) -> list[str]:
@@ -148,6 +184,13 @@ def unique_names(names: Iterable[Any]) -> list[str]:
         seen.add(name)
         unique.append(name)
     return unique
+
+
+def _integer_text(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python refuses to write out thousands of decimal digits
+        return hex(value)
 
 
 def _duration(value: datetime.timedelta) -> str:

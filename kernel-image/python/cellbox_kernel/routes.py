@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
+import time
 from typing import Any
 
 import jupyter_server.services.kernels.handlers as server_handlers
@@ -17,8 +19,12 @@ from kernel_gateway.mixins import CORSMixin, JSONErrorsMixin
 from tornado import web
 
 from .environment import cwd_problem, env_problem
+from .launch_log import shorten_failed_starts
+from .settling import is_settled
 
 MAX_METADATA = 16 * 1024
+# How long a request waits for a restart that is under way. Below the service's deadline for the request.
+SETTLE_SECONDS = 20.0
 
 
 class ConstantTimeTokenMixin:
@@ -82,6 +88,60 @@ class MainKernelHandler(CORSMixin, JSONErrorsMixin, server_handlers.MainKernelHa
         self.finish(json.dumps({"message": message, **more}))
 
 
+class SettledKernelMixin:
+    """Waits while the kernel's process is being replaced: two who do that at a time get in each other's way."""
+
+    async def settle(self, kernel_id: str) -> None:
+        """@raises HTTPError 404 when the kernel is gone by then, 503 when that takes too long."""
+        if not await is_settled(self.kernel_manager.get_kernel(kernel_id), time.monotonic() + SETTLE_SECONDS):
+            raise web.HTTPError(503, "The kernel is still being restarted")
+        self.kernel_manager.get_kernel(kernel_id)
+
+
+class KernelHandler(SettledKernelMixin, CORSMixin, JSONErrorsMixin, server_handlers.KernelHandler):
+    """`GET` and `DELETE /api/kernels/<id>`; a kernel that is just being restarted is ended after that."""
+
+    @web.authenticated
+    @authorized
+    async def delete(self, kernel_id: str) -> None:
+        await self.settle(kernel_id)
+        await self.kernel_manager.shutdown_kernel(kernel_id)
+        self.set_status(204)
+        self.finish()
+
+
+class KernelActionHandler(SettledKernelMixin, CORSMixin, JSONErrorsMixin, server_handlers.KernelActionHandler):
+    """`POST /api/kernels/<id>/restart` and `/interrupt`, at any time of the kernel's life.
+
+    During a restart, be it the gateway's own after a death or somebody's, another restart comes after it, and an
+    interrupt is done: what it was meant for is gone.
+    """
+
+    @web.authenticated
+    @authorized
+    async def post(self, kernel_id: str, action: str) -> None:
+        kernel = self.kernel_manager.get_kernel(kernel_id)
+        if action == "interrupt":
+            if kernel.ready.done():
+                await self.kernel_manager.interrupt_kernel(kernel_id)
+            self.set_status(204)
+            self.finish()
+            return
+        await self.settle(kernel_id)
+        try:
+            # `?now=true` kills the old process, which may obey nothing, instead of asking it to end.
+            now = self.get_argument("now", "") == "true"
+            await self.kernel_manager.restart_kernel(kernel_id, now=now)
+        except OSError as error:
+            kernel._restarter.give_up()
+            raise web.HTTPError(500, f"The kernel could not be started again: {error}") from error
+        self.finish(json.dumps(self.kernel_manager.kernel_model(kernel_id), default=json_default))
+
+
+# By the names of the stock ones that they replace.
+OWN_HANDLERS = {handler.__name__: handler for handler in (MainKernelHandler, KernelHandler, KernelActionHandler)}
+
+
 class CellboxPersonality(JupyterWebsocketPersonality):
     """The routes of the Jupyter API, each behind the token."""
 
@@ -89,8 +149,7 @@ class CellboxPersonality(JupyterWebsocketPersonality):
         return [self._route(*route) for route in super().create_request_handlers()]
 
     def _route(self, pattern: str, handler: type[web.RequestHandler], *rest: Any) -> tuple[Any, ...]:
-        if handler.__name__ == MainKernelHandler.__name__:
-            handler = MainKernelHandler
+        handler = OWN_HANDLERS.get(handler.__name__, handler)
         bases: tuple[type, ...] = (ConstantTimeTokenMixin, handler)
         if not issubclass(handler, (APIHandler, JSONErrorsMixin)):
             # The WebSocket's, for one, would answer errors with a page from templates that the gateway doesn't load.
@@ -98,5 +157,6 @@ class CellboxPersonality(JupyterWebsocketPersonality):
         return (pattern, type(handler.__name__, bases, {}), *rest)
 
 
-def create_personality(*args: Any, **kwargs: Any) -> CellboxPersonality:
-    return CellboxPersonality(*args, **kwargs)
+def create_personality(parent: Any, log: logging.Logger) -> CellboxPersonality:
+    log.addFilter(shorten_failed_starts)
+    return CellboxPersonality(parent=parent, log=log)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+from .arrow_html import arrow_table_html
 from .formatters import ChartFormatter, DataFormatter, PlainJSONFormatter
 from .images import patch_pillow
 from .import_hooks import after_import
@@ -29,11 +31,15 @@ def load_ipython_extension(shell: Any) -> None:
         display_formatter.formatters[formatter.format_type] = formatter
         shell.configurables.append(formatter)  # so that `%config` finds its limits
     display_formatter.active_types = display_formatter.format_types
+    for class_name in ("Table", "RecordBatch"):
+        display_formatter.formatters["text/html"].for_type_by_name("pyarrow.lib", class_name, arrow_table_html)
     after_import("PIL.Image", patch_pillow)
-    _use_matplotlibrc()
+    use_matplotlibrc()
+    # A box in the picture says it better; the user's own filters come before this one.
+    warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning, append=True)
 
 
-def _use_matplotlibrc() -> None:
+def use_matplotlibrc() -> None:
     """Our font list, unless the user has settings of their own; no warning for a font that is not installed."""
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "matplotlib", "matplotlibrc")
     if not own.exists():

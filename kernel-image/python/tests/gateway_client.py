@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import websocket
@@ -21,12 +22,29 @@ TOKEN = "test-token"
 DEADLINE_SECONDS = 60
 
 
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def wait_while_growing(pid: int, at_least: int) -> int:
+    """Waits until a process has this much resident memory and does not get more of it; how much it was at most."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    sizes = [0]
+    while True:
+        assert time.monotonic() < deadline, sizes
+        time.sleep(0.3)
+        sizes.append(resident_bytes(pid))
+        if sizes[-1] == sizes[-2] >= at_least:
+            return max(sizes)
+
+
 @dataclass
 class Execution:
     """Everything one execution caused."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     reply: dict[str, Any] | None = None
+    reply_metadata: dict[str, Any] = field(default_factory=dict)
 
     def of_type(self, *types: str) -> list[dict[str, Any]]:
         return [message["content"] for message in self.messages if message["header"]["msg_type"] in types]
@@ -61,7 +79,7 @@ class Execution:
 class Gateway:
     """A gateway process of its own on a free port."""
 
-    def __init__(self, home: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, home: str, env: dict[str, str] | None = None, stderr: Any = None) -> None:
         # ipykernel leaves the file descriptors alone when it finds itself under pytest; here it is not.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         self.process = subprocess.Popen(
@@ -77,6 +95,7 @@ class Gateway:
                 **(env or {}),
             },
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
         line = self.process.stdout.readline()
@@ -164,7 +183,7 @@ class Kernel:
             if message["parent_header"].get("msg_id") != msg_id:
                 continue
             if channel == "shell":
-                execution.reply = message["content"]
+                execution.reply, execution.reply_metadata = message["content"], message["metadata"]
             else:
                 execution.messages.append(message)
                 idle = idle or message["content"].get("execution_state") == "idle"

@@ -47,8 +47,8 @@ def test_code_that_is_no_source_text_is_an_error_of_that_cell_only(kernel, code,
     assert kernel.run("1").text == "1"
 
 
-def test_the_namespace_starts_empty_and_no_library_is_loaded(gateway):
-    kernel = gateway.start_kernel()
+def test_the_namespace_starts_empty_and_without_the_zygote_no_library_is_loaded(gateway):
+    kernel = gateway.start_kernel(env={"PYTHONHASHSEED": "5"})  # which no fork can have
     assert kernel.run("%who").stdout == ["Interactive namespace is empty.\n"]
     loaded = "import sys; [m for m in ('numpy', 'pandas', 'matplotlib', 'PIL', 'pydantic') if m in sys.modules]"
     assert kernel.run(loaded).text == "[]"

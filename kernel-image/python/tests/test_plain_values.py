@@ -62,6 +62,7 @@ def test_unique_names_are_distinct_and_keep_the_given_ones(names, unique):
     ("message", "packed"),
     [
         ({"a": float("nan"), "b": float("inf")}, {"a": None, "b": None}),
+        ({"huge": 10**5000}, {"huge": hex(10**5000)}),
         ({"big": 2**80, "nan": float("nan")}, {"big": 2**80, "nan": None}),
         ({"s": "a\ud800", "pair": "\ud83d\ude00"}, {"s": "a\ufffd", "pair": "😀"}),
         ({(1, 2): {3}}, {"(1, 2)": [3]}),

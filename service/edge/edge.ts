@@ -54,7 +54,7 @@ export const SERVER_OPTIONS: ServerOptions = {
 };
 
 /** The machine behind a sandbox, as the interpreter wants it. */
-export function machineOf(sandbox: RunningSandbox): InterpreterMachine {
+export function machineOf(sandbox: Pick<RunningSandbox, 'id' | 'env' | 'instance'>): InterpreterMachine {
   const { instance } = sandbox;
   return {
     id: sandbox.id,

@@ -16,6 +16,8 @@ import { requestHeaders, responseHeaders, trailers, upgradeResponseHead } from '
 const MAX_RESPONSE_HEADER_BYTES = 256 * 1024;
 /** Methods whose requests Node sends without any framing of a body when there is none. */
 const BODILESS = new Set(['GET', 'HEAD', 'DELETE', 'OPTIONS', 'TRACE']);
+/** Interim answers come without back-pressure, and a hostile server sends them without end. */
+const MAX_INTERIM_ANSWERS = 100;
 const KEEPALIVE_PROBE_MS = 20_000;
 
 export interface Exchange {
@@ -56,7 +58,11 @@ export function exchange(options: Exchange): void {
     options.onBroken();
   };
 
-  outgoing.on('information', (info) => relayInformation(res, info));
+  let interim = 0;
+  outgoing.on('information', (info) => {
+    if (++interim > MAX_INTERIM_ANSWERS) badAnswer();
+    else relayInformation(res, info);
+  });
   outgoing.on('response', (incoming) => {
     relayResponse(req, res, incoming, { onBroken: breakOff, onBadAnswer: badAnswer });
   });
@@ -68,6 +74,12 @@ export function exchange(options: Exchange): void {
       if (head.length > 0) upgrade.socket.write(head);
       if (upgrade.head.length > 0) socket.write(upgrade.head);
       splice(upgrade.socket, socket);
+    });
+  } else {
+    // Nobody asked for another protocol. Without a listener Node closes the connection and tells nobody.
+    outgoing.on('upgrade', (_incoming, socket) => {
+      socket.destroy();
+      badAnswer();
     });
   }
   outgoing.on('error', (error: NodeJS.ErrnoException) => {

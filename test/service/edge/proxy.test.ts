@@ -138,6 +138,28 @@ describe('requests', () => {
     await once(response, 'end');
   });
 
+  it('do not outrun a sandbox that stops reading', async () => {
+    const sandbox = fixture.add('isb');
+    await fixture.serveRaw(sandbox, 3000, (socket) => socket.pause());
+    const request = fixture.request('isb', 3000, { method: 'POST' });
+    request.on('error', () => {}); // it is broken off below
+    let written = 0;
+    await new Promise<void>((resolve) => {
+      const chunk = Buffer.alloc(64 * 1024);
+      const more = (): void => {
+        while (written < 200_000_000 && request.write(chunk)) written += chunk.length;
+        const quiet = setTimeout(resolve, 500); // nothing was taken for so long: everything on the way is full
+        request.once('drain', () => {
+          clearTimeout(quiet);
+          more();
+        });
+      };
+      more();
+    });
+    expect(written).toBeLessThan(64_000_000); // socket buffers of the kernel, mostly
+    request.destroy();
+  });
+
   it('leave the connection usable when they are answered before their end', async () => {
     await fixture.serve(sandbox, PORT, (req, res) => {
       if (req.url === '/early') res.writeHead(413).end('too much');

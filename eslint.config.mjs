@@ -1,7 +1,7 @@
 import tseslint from 'typescript-eslint';
 
 export default tseslint.config(
-  { ignores: ['node_modules/', 'dist/', '.cellbox/', 'coverage/', 'bench-results/'] },
+  { ignores: ['node_modules/', 'dist/', '.cellbox/', 'coverage/', 'bench-results/', 'protocol/envd/gen/'] },
   ...tseslint.configs.recommended,
   {
     files: ['**/*.ts'],

@@ -2,13 +2,27 @@
 'use strict';
 
 /** `npm start`: installs what is missing, bundles, and runs the service in this process. */
+const { spawnSync } = require('node:child_process');
+const path = require('node:path');
+const v8 = require('node:v8');
 const { installPackages } = require('./install.js');
 
+// Passing on a large file must not grow the service: V8 looks through what is new each megabyte instead of each sixteen, and
+// gives buffers back at once instead of when a thread of its own gets its turn.
+v8.setFlagsFromString('--semi-space-growth-factor=1');
+v8.setFlagsFromString('--no-concurrent-array-buffer-sweeping');
+
 installPackages({ full: false });
-require('./build.js')
-  .build()
-  .then(() => require('./dist/main.js').main(process.argv.slice(2)))
-  .catch((error) => {
-    console.error(error instanceof Error ? error.message : error);
-    process.exitCode = 1;
-  });
+// In a process of its own: here the bundler would stay in memory, and its helper process beside it.
+const build = spawnSync(process.execPath, [path.join(__dirname, 'build.js')], { stdio: 'inherit' });
+if (build.status === 0) {
+  require('./dist/main.js')
+    .main(process.argv.slice(2))
+    .catch((error) => {
+      console.error(error instanceof Error ? error.message : error);
+      process.exitCode = 1;
+    });
+} else {
+  if (build.error !== undefined) console.error(build.error.message);
+  process.exitCode = 1;
+}

@@ -1,6 +1,7 @@
 import os from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
+import { MAX_EXECUTION_TIMEOUT_MS } from '../protocol/interpreter';
 import { ServiceError } from './errors';
 
 /** One setting: environment variable, command-line flag (derived), default and one line of help. */
@@ -92,8 +93,19 @@ export const SETTINGS = {
   domain: setting(
     'CELLBOX_DOMAIN',
     z.string().regex(DOMAIN, 'must be a host name, with a port where it is not 443').optional(),
-    'Domain of sandbox host names `<port>-<id>.<domain>`; default localhost:<port>',
+    'Domain of sandbox host names `<port>-<id>.<domain>`; default localhost:<port>, and cellbox.localhost:<port> with CELLBOX_TLS=dev',
   ),
+  tls: setting(
+    'CELLBOX_TLS',
+    z.enum(['off', 'dev'], 'must be off or dev').default('off'),
+    'TLS and HTTP/2 with a local certificate authority, for development; own certificates turn TLS on by themselves',
+  ),
+  tlsCert: setting(
+    'CELLBOX_TLS_CERT',
+    z.string().min(1).optional(),
+    'PEM file of a certificate with its chain, for the domain and `*.<domain>`; replaced files are taken up within seconds',
+  ),
+  tlsKey: setting('CELLBOX_TLS_KEY', z.string().min(1).optional(), "PEM file of the certificate's key"),
   onStop: setting(
     'CELLBOX_ON_STOP',
     z.enum(['keep', 'kill'], 'must be keep or kill').optional(),
@@ -119,6 +131,21 @@ export const SETTINGS = {
     integer(1, 100_000).default(50),
     'Live sandboxes at a time; one more is refused with 429',
   ),
+  poolSize: setting(
+    'CELLBOX_POOL_SIZE',
+    integer(0, 1000).default(2),
+    'Sandboxes of the code interpreter kept ready for the next creates; 0 starts each when it is asked for',
+  ),
+  poolMin: setting(
+    'CELLBOX_POOL_MIN',
+    integer(0, 1000).default(0),
+    'Of these, how many are started also when the host is short of memory',
+  ),
+  poolMax: setting(
+    'CELLBOX_POOL_MAX',
+    integer(0, 1000).optional(),
+    'How many are kept ready for a while after creates that found none; default twice CELLBOX_POOL_SIZE',
+  ),
   maxTimeoutSeconds: setting(
     'CELLBOX_MAX_TIMEOUT_SECONDS',
     integer(1, 31_536_000).default(86_400),
@@ -142,6 +169,36 @@ export const SETTINGS = {
     'CELLBOX_KERNEL_TIMEOUT_MS',
     integer(1_000, 600_000).default(60_000),
     'How long a kernel may take to start',
+  ),
+  executionTimeoutMs: setting(
+    'CELLBOX_EXECUTION_TIMEOUT_MS',
+    integer(0, MAX_EXECUTION_TIMEOUT_MS).default(0),
+    'Time limit of an execution whose request has none; 0 is no limit',
+  ),
+  interruptGraceMs: setting(
+    'CELLBOX_INTERRUPT_GRACE_MS',
+    integer(0, 600_000).default(2_000),
+    'How long code may ignore the interrupt at its time limit, until its kernel is killed',
+  ),
+  executionKeepMs: setting(
+    'CELLBOX_EXECUTION_KEEP_MS',
+    integer(0, 604_800_000).default(3_600_000),
+    'How long ended executions can be asked for, at most until their sandbox ends',
+  ),
+  outputInlineBytes: setting(
+    'CELLBOX_OUTPUT_INLINE_BYTES',
+    integer(1024, 1_073_741_824).default(256 * 1024 * 1024),
+    'Text of stdout and of stderr that an execution streams; all of it is kept in a file beside',
+  ),
+  executionDiskMB: setting(
+    'CELLBOX_EXECUTION_DISK_MB',
+    integer(1, 10_485_760).default(2048),
+    'Disk of the service for what the executions of one sandbox put out, MiB',
+  ),
+  metricsIntervalMs: setting(
+    'CELLBOX_METRICS_INTERVAL_MS',
+    integer(100, 3_600_000).default(5_000),
+    'How often running sandboxes are asked what they use',
   ),
   maxBodyBytes: setting(
     'CELLBOX_MAX_BODY_BYTES',
@@ -210,6 +267,10 @@ export function loadConfig(env: NodeJS.ProcessEnv, argv: readonly string[]): Con
   }
   if (config['extraCa'] === undefined && env['NODE_EXTRA_CA_CERTS'])
     config['extraCa'] = env['NODE_EXTRA_CA_CERTS'];
+  if ((config['tlsCert'] === undefined) !== (config['tlsKey'] === undefined))
+    mistakes.push('CELLBOX_TLS_CERT and CELLBOX_TLS_KEY: give both or neither');
+  if (config['tls'] === 'dev' && config['tlsCert'] !== undefined)
+    mistakes.push('CELLBOX_TLS=dev: makes its own certificate, so CELLBOX_TLS_CERT has no place beside it');
   if (mistakes.length > 0) {
     throw new ServiceError(
       'invalid_argument',

@@ -14,10 +14,13 @@ import { createLogger } from './log';
 import type { Logger } from './log';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
+import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
 import { Store } from './sandboxes/store';
 import { openSecrets } from './secrets';
 import { selfCheck } from './self-check';
+import { defaultDomain, openTls } from './tls/open';
+import type { Tls } from './tls/open';
 
 /** How long a shutdown may take before the process ends regardless. */
 const SHUTDOWN_DEADLINE_MS = 30_000;
@@ -43,6 +46,7 @@ export async function main(argv: readonly string[]): Promise<void> {
 
 async function run(config: Config): Promise<void> {
   const started = Date.now();
+  const pools = poolSizes(config);
   openDataDir(config.dataDir);
   const unlock = lockDataDir(config.dataDir);
   process.once('exit', unlock);
@@ -55,7 +59,8 @@ async function run(config: Config): Promise<void> {
   server.on('upgrade', (req, socket: Socket, head) => front.upgrade(req, socket, head));
   server.on('connection', (socket) => socket.setNoDelay(true));
   const address = await listen(server, config);
-  const domain = config.domain ?? `localhost:${address.port}`;
+  const domain = config.domain ?? defaultDomain(config, address.port);
+  const tls = openTls({ server, config, domain, logger });
 
   const secrets = openSecrets(config.dataDir);
   const apiKey = loadApiKey(config.dataDir, config.apiKey);
@@ -71,10 +76,20 @@ async function run(config: Config): Promise<void> {
     onProgress: (line) => process.stderr.write(`${line}\n`),
   });
 
+  const executionsDir = path.join(config.dataDir, 'executions');
+  fs.rmSync(executionsDir, { recursive: true, force: true }); // of a service that was killed: nobody knows them now
   const interpreter = new Interpreter({
     logger,
     kernelTimeoutMs: config.kernelTimeoutMs,
     maxBodyBytes: config.maxBodyBytes,
+    executions: {
+      timeoutMs: config.executionTimeoutMs,
+      interruptGraceMs: config.interruptGraceMs,
+      keepMs: config.executionKeepMs,
+      inlineBytes: config.outputInlineBytes,
+      diskBytes: config.executionDiskMB * 1_048_576,
+      directory: executionsDir,
+    },
     remedyFor: (language) => languages.remedyFor(language),
   });
   const sandboxes = new Sandboxes({
@@ -86,12 +101,21 @@ async function run(config: Config): Promise<void> {
     maxSandboxes: config.maxSandboxes,
     maxTimeoutSeconds: config.maxTimeoutSeconds,
     startTimeoutMs: config.startTimeoutMs,
+    metricsIntervalMs: config.metricsIntervalMs,
+    pool: {
+      sizes: pools,
+      warmer: {
+        warm: (machine) => interpreter.warm(machineOf(machine)),
+        isWarm: (id) => interpreter.isWarm(id),
+        drop: (id) => interpreter.drop(id),
+      },
+    },
     events: {
       onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
       onAdopted: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
       onPaused: (id) => {
         edge.drop(id);
-        interpreter.drop(id);
+        interpreter.suspend(id);
       },
       onResumed: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
       onEnded: (id) => {
@@ -118,6 +142,13 @@ async function run(config: Config): Promise<void> {
     runtime,
     logger,
     languages: () => languages.list(),
+    interpreter: {
+      submit: (sandbox, request, detached) => interpreter.submit(machineOf(sandbox), request, detached),
+      interruptContext: (sandbox, contextId) => interpreter.interruptContext(machineOf(sandbox), contextId),
+      listExecutions: (sandboxId) => interpreter.listExecutions(sandboxId),
+      findExecution: (sandboxId, executionId) => interpreter.findExecution(sandboxId, executionId),
+      follow: (sandboxId, record, from, res) => interpreter.follow(sandboxId, record, from, res),
+    },
   });
 
   const { adopted, removed } = await sandboxes.adopt();
@@ -142,13 +173,16 @@ async function run(config: Config): Promise<void> {
     await interpreter.close();
     edge.close();
     server.closeAllConnections();
+    tls?.close();
     await runtime.close();
     await store.close();
     clearTimeout(deadline);
   };
   stopOnSignals(config, logger, close);
-  printBanner(config, address, apiKey, runtime.name, runtime.caveats, started);
+  printBanner(config, address, apiKey, runtime.name, runtime.caveats, started, tls);
   await proveItself(config, address, apiKey, logger);
+  // Last: the first user's sandbox and the check above have the processors for themselves.
+  sandboxes.pools?.open();
 }
 
 /** Who answers requests: at first a stub that says so, then edge and control plane. */
@@ -205,6 +239,7 @@ function printBanner(
   runtimeName: string,
   caveats: readonly string[],
   started: number,
+  tls: Tls | undefined,
 ): void {
   const url = urlOf(config, address);
   const lines = [
@@ -215,6 +250,7 @@ function printBanner(
     `  export E2B_API_URL=${url}`,
     `  export E2B_SANDBOX_URL=${url}`,
     `  export E2B_API_KEY=${apiKey}`,
+    ...(tls?.advice ?? []),
     '',
     "  const sandbox = await (await import('@e2b/code-interpreter')).Sandbox.create();",
     "  console.log((await sandbox.runCode('1 + 1')).text);",

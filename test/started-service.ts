@@ -67,6 +67,8 @@ export async function startService(options: StartOptions): Promise<StartedServic
     CELLBOX_DATA_DIR: dataDir,
     CELLBOX_PYTHON_DIR: ready.pythonDir,
     CELLBOX_LOG_LEVEL: process.env['CELLBOX_TEST_LOG_LEVEL'] ?? 'warn',
+    // Filling pools would take processors from what is tested; set it to have everything tested on pooled sandboxes.
+    CELLBOX_POOL_SIZE: process.env['CELLBOX_TEST_POOL_SIZE'] ?? '0',
     ...options.env,
   });
   const child: ChildProcess = spawn(process.execPath, ['start.js'], {

@@ -11,7 +11,10 @@ import { TEMPLATES } from '../sandboxes/templates';
 import { authenticate } from './auth';
 import type { Keys } from './auth';
 import { HttpError, errorHandler } from './error-response';
+import { executionHandlers } from './executions';
+import type { ExecutionRunner } from './executions';
 import { healthHandler } from './health';
+import { poolHandlers } from './pools';
 import { sandboxHandlers } from './sandboxes';
 import { templateHandlers } from './templates';
 
@@ -38,6 +41,8 @@ export interface ApiOptions {
   /** What `/health` asks; the runtime's own checks where absent. */
   health?: () => Promise<Check[]>;
   languages?: () => LanguageInfo[] | Promise<LanguageInfo[]>;
+  /** Who runs code; without it `/v1/sandboxes/…` can't. */
+  interpreter?: ExecutionRunner;
 }
 
 type Method = 'get' | 'post' | 'put' | 'patch' | 'delete';
@@ -54,7 +59,7 @@ const CORS_HEADERS = {
     'Connect-Protocol-Version, Connect-Timeout-Ms, Keepalive-Ping-Interval',
   ].join(', '),
   'Access-Control-Expose-Headers': [
-    'X-Next-Token, X-Total-Running, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, Should-Retry',
+    'X-Next-Token, X-Total-Running, X-Execution-Id, Accept-Ranges, Content-Range, X-Lost-Bytes, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, Should-Retry',
   ].join(', '),
   'Access-Control-Max-Age': '600',
 };
@@ -94,6 +99,8 @@ export function createApi(options: ApiOptions): Express {
     ...coreRoutes(options),
     ...laterRoutes(),
     ['get', '/v1/info', infoHandler(options)],
+    ...poolRoutes(options),
+    ...executionRoutes(options),
   ];
   for (const [method, path, handler] of routes) app[method](path, ...guard, handler);
   for (const path of new Set(['/health', ...routes.map((route) => route[1])])) {
@@ -137,6 +144,29 @@ export function createApi(options: ApiOptions): Express {
       ['get', '/templates/:templateID', template.get],
     ];
   }
+}
+
+function poolRoutes({ sandboxes }: ApiOptions): Route[] {
+  const pool = poolHandlers(sandboxes.pools);
+  return [
+    ['get', '/v1/pools', pool.list],
+    ['put', '/v1/pools/:template', pool.resize],
+  ];
+}
+
+function executionRoutes({ sandboxes, interpreter }: ApiOptions): Route[] {
+  const execution = executionHandlers(sandboxes, interpreter);
+  const all = '/v1/sandboxes/:sandboxID/executions';
+  const one = `${all}/:executionID`;
+  return [
+    ['post', all, execution.create],
+    ['get', all, execution.list],
+    ['get', one, execution.get],
+    ['get', `${one}/events`, execution.events],
+    ['post', `${one}/cancel`, execution.cancel],
+    ['get', `${one}/output/:stream`, execution.output],
+    ['post', '/v1/sandboxes/:sandboxID/contexts/:contextID/interrupt', execution.interrupt],
+  ];
 }
 
 /** Operations of the contract that come later. Each says so by name; none is accepted in silence. */

@@ -25,6 +25,7 @@ import type {
   SandboxMetric,
 } from '../../protocol/control-plane';
 import { ServiceError } from '../errors';
+import type { MetricSample } from '../sandboxes/metrics-history';
 import type { CreateOptions, Sandbox } from '../sandboxes/sandbox';
 import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
@@ -49,13 +50,9 @@ const MAX_ENV_BYTES = 131_071;
 const MAX_MAP_BYTES = 1_048_576;
 const MAX_SANDBOX_IDS = 100;
 const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}/;
-const MIB = 1_048_576;
 
 /** The handlers under `/sandboxes` and `/v2/sandboxes`: what a request says, asked of `Sandboxes`, told as E2B does. */
 export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
-  /** The last reading per sandbox: use of processors is told between two readings. */
-  const readings = new WeakMap<Sandbox, { cpuMs: number; at: number }>();
-
   const create =
     (generation: Generation): RequestHandler =>
     async (req, res) => {
@@ -151,37 +148,15 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     res.json(page.map(listed));
   };
 
-  async function metric(teamId: string, id: string): Promise<SandboxMetric> {
-    const sandbox = sandboxes.get(teamId, id);
-    const stats = await sandboxes.stats(teamId, id);
-    const at = Date.now();
-    const before = readings.get(sandbox) ?? { cpuMs: 0, at: sandbox.startedAt };
-    readings.set(sandbox, { cpuMs: stats.cpuMs, at });
-    const share = (stats.cpuMs - before.cpuMs) / Math.max(at - before.at, 1);
-    return {
-      timestamp: new Date(at).toISOString(),
-      timestampUnix: Math.floor(at / 1000),
-      cpuCount: sandbox.resources.cpuCount,
-      cpuUsedPct: Math.max(0, Math.round(share * 10_000) / 100),
-      memUsed: stats.memoryBytes,
-      memTotal: stats.memoryLimitBytes ?? sandbox.resources.memoryMB * MIB,
-      // Runtimes tell neither of these two.
-      memCache: 0,
-      diskUsed: 0,
-      diskTotal: sandbox.resources.diskSizeMB * MIB,
-    };
-  }
-
   const metrics: RequestHandler = async (req, res) => {
     const query = queryOf(req);
     const range = { min: 0, max: Number.MAX_SAFE_INTEGER };
     const start = queryInteger(query, 'start', range) ?? 0;
     const end = queryInteger(query, 'end', range) ?? Infinity;
     if (start > end) throw new ServiceError('invalid_argument', 'start: must not be after end');
-    // No history is kept: there is one reading, of now, in a list that may not reach so far.
-    const reading = await metric(teamOf(res), idOf(req));
-    const inRange = reading.timestampUnix >= start && reading.timestampUnix <= end;
-    res.json(inRange ? [reading] : []);
+    // To the end of the last second: a sample is in the second that its timestamp shows.
+    const samples = await sandboxes.listMetrics(teamOf(res), idOf(req), start * 1000, end * 1000 + 999);
+    res.json(samples.map(toMetric));
   };
 
   const allMetrics: RequestHandler = async (req, res) => {
@@ -195,7 +170,8 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
         const id = parseSandboxId(text);
         if (id === undefined) throw badId();
         try {
-          return [[id, await metric(teamOf(res), id)] as const];
+          const sample = await sandboxes.lastMetric(teamOf(res), id);
+          return sample === undefined ? [] : [[id, toMetric(sample)] as const];
         } catch (error) {
           if (error instanceof ServiceError && error.code === 'not_found') return []; // ended in the meantime
           throw error;
@@ -398,6 +374,10 @@ function answer(sandbox: Sandbox, domain: string): SandboxAnswer {
     trafficAccessToken: sandbox.trafficToken ?? null,
     domain,
   };
+}
+
+function toMetric({ at, ...figures }: MetricSample): SandboxMetric {
+  return { timestamp: new Date(at).toISOString(), timestampUnix: Math.floor(at / 1000), ...figures };
 }
 
 function listed(sandbox: Sandbox): ListedSandbox {

@@ -3,24 +3,22 @@ import type { z } from 'zod';
 import { CreateContextRequest, ExecuteRequest } from '../../protocol/interpreter';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
-import type { Context } from './context';
 import { listing } from './contexts';
 import type { Contexts } from './contexts';
 import { Answer, sendJson, sendText, unprocessable, UnprocessableRequest } from './error-response';
 import { EventStream } from './event-stream';
-import { Execution } from './execution';
+import type { ExecutionRecords } from './execution-records';
 import { GatewayRefusal } from './gateway';
-import { checkEnv, normalizeLanguage } from './languages';
+import { normalizeLanguage } from './languages';
+import { PlainView } from './plain-view';
+import { contextOf, createExecution, start, within } from './submission';
+import type { ExecutionLimits } from './submission';
 
-/** A default language's first use waits this long for the verdict of the gateway: an unknown one is a status. */
-const VERDICT_WAIT_MS = 5_000;
 /** How long `/health` waits for the default kernel. */
 const HEALTH_WAIT_MS = 5_000;
 const HEALTH_RETRY_MS = 100;
-/** With this flag, a class of surrogates matches only those that are not half of a pair. */
-const LONE_SURROGATE = /[\ud800-\udfff]/u;
 
-export interface AppOptions {
+export interface AppOptions extends ExecutionLimits {
   keepaliveMs: number;
   maxBodyBytes: number;
   home: string;
@@ -33,6 +31,7 @@ export interface AppOptions {
 export async function answer(
   options: AppOptions,
   contexts: Contexts,
+  records: ExecutionRecords,
   req: IncomingMessage,
   res: ServerResponse,
 ): Promise<void> {
@@ -50,12 +49,13 @@ export async function answer(
     throw new Answer(405, { detail: 'Method Not Allowed' }, { allow: Object.keys(handlers).join(', ') });
   }
   if (contexts.whenKnown !== undefined) await contexts.whenKnown;
-  await handler({ options, contexts, req, res });
+  await handler({ options, contexts, records, req, res });
 }
 
 interface Request {
   options: AppOptions;
   contexts: Contexts;
+  records: ExecutionRecords;
   req: IncomingMessage;
   res: ServerResponse;
 }
@@ -132,49 +132,18 @@ async function defaultKernelAnswers(contexts: Contexts): Promise<void> {
   }
 }
 
-async function execute({ options, contexts, req, res }: Request): Promise<void> {
+async function execute({ options, contexts, records, req, res }: Request): Promise<void> {
   const body = await readBody(req, ExecuteRequest, options.maxBodyBytes);
-  const env = body.env_vars ?? {};
-  checkEnv(env);
-  if (Object.entries(env).some((pair) => LONE_SURROGATE.test(pair.join('')))) {
-    throw new ServiceError('invalid_argument', 'env_vars is not valid Unicode: it has a lone surrogate');
-  }
-  if (body.context_id && body.language) {
-    throw new ServiceError('invalid_argument', 'Only one of context_id or language can be provided');
-  }
-  const context = body.context_id
-    ? contexts.get(body.context_id)
-    : await defaultContext(options, contexts, normalizeLanguage(body.language));
-  const stream = new EventStream(res, options.keepaliveMs);
-  const problem = codeProblem(body.code);
-  if (problem !== undefined) {
-    // No kernel gets to see it: each would fail in its own way, and some would never answer.
-    stream.send({ type: 'error', name: 'SyntaxError', value: problem, traceback: '' });
-    stream.end();
-    return;
-  }
-  context.enqueue(new Execution(context, body.code, env, stream));
-}
-
-/** Why no kernel could run this, if so. */
-function codeProblem(code: string): string | undefined {
-  const nul = code.indexOf('\0');
-  if (nul !== -1) return `source code can not contain NUL characters (position ${nul})`;
-  const surrogate = code.search(LONE_SURROGATE);
-  if (surrogate === -1) return undefined;
-  return `source code is not valid Unicode: lone surrogate (position ${surrogate})`;
-}
-
-async function defaultContext(options: AppOptions, contexts: Contexts, language: string): Promise<Context> {
-  const context = contexts.forLanguage(language);
-  if (context.readyKernel !== undefined || language === normalizeLanguage('')) return context;
-  try {
-    await within(context.spawned(), VERDICT_WAIT_MS);
-  } catch (error) {
-    contexts.discard(context);
-    throw creationFailure(error, language, options);
-  }
-  return context;
+  const context = await contextOf(contexts, body).catch((error: unknown) => {
+    throw creationFailure(error, normalizeLanguage(body.language), options);
+  });
+  const execution = createExecution(context, records, options, body, false);
+  const { record } = execution;
+  const stream = new EventStream(res, options.keepaliveMs, record.id);
+  stream.onDrain = () => record.drained();
+  stream.onGone = () => execution.finish({ type: 'client_gone' });
+  record.attach(new PlainView(stream));
+  start(context, execution, body.code);
 }
 
 async function create({ options, contexts, req, res }: Request): Promise<void> {
@@ -228,17 +197,6 @@ function messageOf(text: string): string {
     return typeof message === 'string' ? message : text;
   } catch {
     return text; // whatever it is, it says more than nothing
-  }
-}
-
-/** Whether `work` succeeded in time; rejects as it does when it failed in time. It goes on either way. */
-async function within(work: Promise<unknown>, waitMs: number): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<boolean>((resolve) => (timer = setTimeout(() => resolve(false), waitMs)));
-  try {
-    return await Promise.race([work.then(() => true), late]);
-  } finally {
-    clearTimeout(timer);
   }
 }
 

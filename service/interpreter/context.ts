@@ -1,13 +1,16 @@
 import { posix } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
-import type { Execution, ExecutionHost, Outcome } from './execution';
+import type { Outcome } from './endings';
+import type { Execution, ExecutionHost } from './execution';
 import { GatewayRefusal } from './gateway';
 import type { Gateway } from './gateway';
 import { KernelClient } from './kernel-client';
 import type { KernelEnd } from './kernel-client';
 import { findLanguage } from './languages';
 import type { Language } from './languages';
+import { needsNewProcess } from './start-environment';
 
 const GATEWAY_RETRY_MS = 100;
 /** How often in a row a kernel may end before it answered, until we stop trying for this caller. */
@@ -45,6 +48,12 @@ export class Context implements ExecutionHost {
   private kernelId: string | undefined;
   /** The kernel has not run its start-up code. */
   private fresh: boolean;
+  /** What the kernel is to have; see `claim`. */
+  private env: Record<string, string>;
+  /** What the gateway gives each process of the kernel; undefined when an earlier service had it started. */
+  private spawnEnv: Record<string, string> | undefined;
+  /** What the process has now. */
+  private processEnv: Record<string, string> | undefined;
   private client: KernelClient | undefined;
   private ready: KernelClient | undefined;
   /** The last attempt to get at the kernel, kept while it holds. */
@@ -61,6 +70,8 @@ export class Context implements ExecutionHost {
     this.logger = options.logger.child({ contextId: options.id });
     this.kernelId = options.kernelId;
     this.fresh = options.kernelId === undefined;
+    this.env = options.env;
+    this.processEnv = options.env;
   }
 
   get languageName(): string {
@@ -89,6 +100,28 @@ export class Context implements ExecutionHost {
     return this.connecting ?? this.begin(this.start());
   }
 
+  /** Resolves when the next execution would run at once, at its full speed; rejects when the kernel did not come up. */
+  async warmUp(): Promise<void> {
+    const client = await this.connect();
+    const code = this.language?.warmUpCode;
+    if (code !== undefined) await client.runSilently(code, this.options.kernelTimeoutMs);
+  }
+
+  /**
+   * The sandbox, started ahead of time, is somebody's from now on and has this environment. A kernel that runs gets it
+   * before the next execution, by a new process where it is too late for this one.
+   */
+  claim(env: Record<string, string>): void {
+    this.env = env;
+    const client = this.readyKernel;
+    // Without one it is on its way, which ends with `startUp`, or not begun.
+    if (client === undefined || isDeepStrictEqual(this.processEnv, env)) return;
+    this.ready = undefined;
+    this.begin(this.takeUp(client)).catch((error: unknown) =>
+      this.logger.warn({ err: error }, 'a kernel could not be given its environment'),
+    );
+  }
+
   /** Resolves when the gateway has begun to start the kernel, which takes far less than the kernel does. */
   async spawned(): Promise<void> {
     if (this.kernelId !== undefined) return;
@@ -100,12 +133,30 @@ export class Context implements ExecutionHost {
     if (this.kernelId !== undefined) await this.options.gateway.interruptKernel(this.kernelId);
   }
 
+  /** Interrupts what runs now; nothing happens where nothing does. */
+  async interruptRunning(): Promise<void> {
+    const [execution] = this.queue;
+    if (execution === undefined) return;
+    if (execution.isOver)
+      await this.interrupt(); // its client has left, and the kernel is not through with it
+    else await execution.interrupt();
+  }
+
   /** A new process under the same id. What runs is lost; what waits runs on the new one. */
   async restart(): Promise<void> {
+    this.queue[0]?.finish({ type: 'restarted' });
+    await this.renewKernel(false);
+  }
+
+  /** Kills the process and starts another one, for an execution that obeys nothing else and has ended. */
+  killKernel(): Promise<void> {
+    return this.renewKernel(true);
+  }
+
+  private async renewKernel(now: boolean): Promise<void> {
     const previous = this.connecting;
-    this.queue[0]?.finish({ type: 'lost' });
-    this.client?.close();
-    const restarted = this.restartKernel(previous);
+    this.dropClient();
+    const restarted = this.restartKernel(previous, now);
     void this.begin(restarted.then(() => this.start())).catch((error: unknown) =>
       this.logger.warn({ err: error }, 'a restarted kernel did not come up'),
     );
@@ -116,7 +167,7 @@ export class Context implements ExecutionHost {
   async remove(): Promise<void> {
     if (this.isRemoved) return;
     const spawning = this.spawning;
-    this.close({ type: 'lost' });
+    this.close({ type: 'restarted' });
     await spawning?.catch(() => undefined); // whether it came to a kernel is seen below
     if (this.kernelId === undefined) return;
     try {
@@ -166,14 +217,28 @@ export class Context implements ExecutionHost {
       try {
         await client.whenReady();
         await this.startUp(client);
-        this.ready = client;
-        return client;
+        if (client === this.client) return (this.ready = client);
+        client.close(); // given up, or somebody else's attempt came after ours
+        if (attempt === MAX_STARTS)
+          throw new ServiceError('unavailable', 'The kernel was replaced meanwhile');
       } catch (error) {
         const again = client.end === 'restarting' || client.end === 'dead';
         client.close();
         if (!again || attempt === MAX_STARTS) throw error;
       }
     }
+  }
+
+  /** A kernel that answered before, and is to be brought up to date. */
+  private async takeUp(client: KernelClient): Promise<KernelClient> {
+    try {
+      await this.startUp(client);
+      if (client === this.client) return (this.ready = client);
+    } catch (error) {
+      this.logger.debug({ err: error }, 'a kernel ended while it was given its environment');
+      client.close();
+    }
+    return this.start();
   }
 
   private get kernelName(): string {
@@ -191,10 +256,13 @@ export class Context implements ExecutionHost {
 
   /** Waits for a gateway that is just coming up, but not for one that says no. */
   private async askForKernel(): Promise<string> {
-    const { id, language, cwd, createdAt, env, gateway, kernelTimeoutMs } = this.options;
+    const { id, language, cwd, createdAt, gateway, kernelTimeoutMs } = this.options;
     const deadline = Date.now() + kernelTimeoutMs;
     for (;;) {
       try {
+        const { env } = this;
+        this.spawnEnv = env;
+        this.processEnv = env;
         // Not broken off by `remove`: that would leave a kernel that nobody knows of.
         return await gateway.startKernel({
           name: this.kernelName,
@@ -216,21 +284,61 @@ export class Context implements ExecutionHost {
     return directory === home ? undefined : directory;
   }
 
+  /** Brings a process that answers to where it should be. It is given up, and not `client` any more, where that is too late. */
   private async startUp(client: KernelClient): Promise<void> {
-    if (!this.fresh) return;
-    const { env, home, kernelTimeoutMs } = this.options;
-    const code = this.language?.startupCode?.({ cwd: this.directory() ?? home, env });
-    if (code !== undefined) await client.runSilently(code, kernelTimeoutMs);
-    this.fresh = false;
+    const { home, kernelTimeoutMs } = this.options;
+    if (this.fresh) {
+      const code = this.language?.startupCode?.({ cwd: this.directory() ?? home, env: this.env });
+      if (code !== undefined) await client.runSilently(code, kernelTimeoutMs);
+      this.fresh = false;
+    }
+    // Again when the sandbox was claimed in the meantime.
+    while (!isDeepStrictEqual(this.processEnv, this.env)) {
+      const { env } = this;
+      if (this.spawnEnv !== undefined && needsNewProcess(this.spawnEnv, env)) {
+        this.abandon(client);
+        return;
+      }
+      const code = this.language?.claimCode?.(env);
+      if (code !== undefined) {
+        const failure = await client.runSilently(code, kernelTimeoutMs);
+        if (failure !== undefined) this.logger.warn({ failure }, 'a kernel refused its environment');
+      }
+      this.processEnv = env;
+    }
   }
 
-  private async restartKernel(previous: Promise<KernelClient> | undefined): Promise<void> {
-    await previous?.catch(() => undefined); // however it ended, its kernel is replaced now
-    this.client?.close();
+  /** Ends the kernel, in the background, for another one in its place. */
+  private abandon(client: KernelClient): void {
+    const { kernelId } = this;
+    this.kernelId = undefined;
+    this.client = undefined;
+    client.close();
+    if (kernelId === undefined) return;
+    this.options.gateway
+      .shutdownKernel(kernelId)
+      .catch((error: unknown) => this.logger.warn({ err: error }, 'a kernel that was replaced may be left'));
+  }
+
+  /** What begins now is a new process of the same kernel. */
+  private renewed(): void {
     this.fresh = true;
+    this.processEnv = this.spawnEnv;
+  }
+
+  /** Closes it as one that is not in use, so that its end does not count as the kernel's: a restart is under way. */
+  private dropClient(): void {
+    this.ready = undefined;
+    this.client?.close();
+  }
+
+  private async restartKernel(previous: Promise<KernelClient> | undefined, now: boolean): Promise<void> {
+    await previous?.catch(() => undefined); // however it ended, its kernel is replaced now
+    this.dropClient();
+    this.renewed();
     if (this.kernelId === undefined) return; // the new start makes one
     try {
-      await this.options.gateway.restartKernel(this.kernelId);
+      await this.options.gateway.restartKernel(this.kernelId, now);
     } catch (error) {
       if (!(error instanceof GatewayRefusal && error.status === 404)) throw error;
       this.kernelId = undefined;
@@ -240,7 +348,7 @@ export class Context implements ExecutionHost {
   private onKernelEnd(client: KernelClient, end: KernelEnd): void {
     if (client !== this.client) return;
     if (end === 'dead') this.kernelId = undefined;
-    if (end === 'restarting') this.fresh = true;
+    if (end === 'restarting') this.renewed();
     if (this.ready !== client) return; // `start` is at work and sees it
     this.ready = undefined;
     this.connecting = undefined;

@@ -43,11 +43,13 @@ export class Contexts {
   private readonly unlisted = new Set<Context>();
   private readonly logger: Logger;
   private adopting: Promise<void> | undefined;
+  private env: Record<string, string>;
   private closed = false;
 
   constructor(private readonly options: ContextsOptions) {
     const { machine, logger } = options;
     this.logger = logger.child({ sandboxId: machine.id });
+    this.env = machine.env;
     this.gateway = new Gateway((port, dialOptions) => machine.dial(port, dialOptions), machine.gatewayToken);
   }
 
@@ -65,11 +67,24 @@ export class Contexts {
       this.add(existing ?? this.make(language, this.options.home, true, { id: this.firstId(language) }));
     }
     for (const context of later) this.add(context);
-    this.forLanguage(DEFAULT_LANGUAGES[0] ?? '')
-      .connect()
-      .catch((error: unknown) => {
-        if (!this.closed) this.logger.warn({ err: error }, 'the default kernel did not start');
-      });
+    this.defaultContext.connect().catch((error: unknown) => {
+      if (!this.closed) this.logger.warn({ err: error }, 'the default kernel did not start');
+    });
+  }
+
+  /** Resolves when the kernel that `prepare` starts can be used at once; rejects when it did not come up. */
+  async whenWarm(): Promise<void> {
+    await this.defaultContext.warmUp();
+  }
+
+  get isWarm(): boolean {
+    return this.defaultContext.readyKernel !== undefined;
+  }
+
+  /** A machine that was made ready ahead of time is somebody's now, and has this environment. */
+  claim(env: Record<string, string>): void {
+    this.env = env;
+    for (const context of this.contexts.values()) context.claim(env);
   }
 
   /** A machine with a past: takes over the kernels that run there, then sees to the defaults. Never rejects. */
@@ -86,6 +101,10 @@ export class Contexts {
     const context = this.contexts.get(id);
     if (context === undefined) throw new ServiceError('not_found', `Context ${id} not found`);
     return context;
+  }
+
+  private get defaultContext(): Context {
+    return this.forLanguage(DEFAULT_LANGUAGES[0] ?? '');
   }
 
   /** The default context of a language (normalised), made when there is none. Its kernel starts at the first use. */
@@ -146,7 +165,7 @@ export class Contexts {
     isDefault: boolean,
     existing: { id?: string; kernelId?: string; createdAt?: number } = {},
   ): Context {
-    const { machine, home, kernelTimeoutMs } = this.options;
+    const { home, kernelTimeoutMs } = this.options;
     return new Context({
       id: randomUUID(),
       language,
@@ -154,7 +173,7 @@ export class Contexts {
       isDefault,
       createdAt: Date.now(),
       gateway: this.gateway,
-      env: machine.env,
+      env: this.env,
       home,
       kernelTimeoutMs,
       logger: this.logger,

@@ -5,11 +5,16 @@ import type { OutputEvent } from '../../protocol/interpreter';
 /** Unsent bytes from which on the kernel is read no further until the client has taken what there is. */
 const HIGH_WATER_BYTES = 1024 * 1024;
 
+/** Names the execution, for whoever wants to find its record. */
+export const EXECUTION_ID_HEADER = 'x-execution-id';
+
+const KEEPALIVE = encodeLine({ type: 'keepalive' } satisfies OutputEvent);
+
 /**
- * The NDJSON answer of one execution. Sends a keepalive after each quiet `keepaliveMs`, from `open` on.
+ * The NDJSON answer of one execution. Sends a keepalive after each quiet `keepaliveMs`, from the start on.
  *
- * Ends in one of three ways: `end` (the last line is `end_of_execution`), `reset` (the connection breaks), or the client
- * goes away first (`onGone`, once). After any of them everything is silently ignored.
+ * Ends in one of three ways: `end`, `reset` (the connection breaks), or the client goes away first (`onGone`, once).
+ * After any of them everything is silently ignored.
  */
 export class EventStream {
   onGone: (() => void) | undefined;
@@ -22,8 +27,13 @@ export class EventStream {
   constructor(
     private readonly res: ServerResponse,
     keepaliveMs: number,
+    executionId: string,
   ) {
-    res.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' });
+    res.writeHead(200, {
+      'content-type': 'application/x-ndjson',
+      'cache-control': 'no-store',
+      [EXECUTION_ID_HEADER]: executionId,
+    });
     res.flushHeaders();
     this.quiet = setInterval(() => this.keepAlive(), keepaliveMs);
     res.on('drain', () => this.onDrain?.());
@@ -39,16 +49,21 @@ export class EventStream {
     return this.res.writableLength > HIGH_WATER_BYTES;
   }
 
-  send(event: OutputEvent): void {
-    if (this.over) return;
-    this.quiet.refresh();
-    this.res.write(encodeLine(event), 'latin1');
+  get isOver(): boolean {
+    return this.over;
   }
 
-  end(): void {
+  /** Sends encoded lines. False when the client has not taken them at once. */
+  write(lines: string | Buffer): boolean {
+    if (this.over) return true;
+    this.quiet.refresh();
+    return typeof lines === 'string' ? this.res.write(lines, 'latin1') : this.res.write(lines);
+  }
+
+  end(line = ''): void {
     if (this.over) return;
     this.finish();
-    this.res.end(encodeLine({ type: 'end_of_execution' } satisfies OutputEvent), 'latin1');
+    this.res.end(line, 'latin1');
   }
 
   reset(): void {
@@ -59,7 +74,7 @@ export class EventStream {
 
   private keepAlive(): void {
     // A client that does not take what it has is told nothing: that would only pile up.
-    if (!this.res.writableNeedDrain) this.res.write(encodeLine({ type: 'keepalive' } satisfies OutputEvent));
+    if (!this.res.writableNeedDrain) this.res.write(KEEPALIVE);
   }
 
   private finish(): void {

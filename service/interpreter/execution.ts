@@ -3,15 +3,18 @@ import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import type { OutputEvent } from '../../protocol/interpreter';
 import type { Logger } from '../log';
 import { ServiceError } from '../errors';
+import { tell } from './endings';
+import type { KernelDeath, Outcome, Stop } from './endings';
+import type { ExecutionRecord } from './execution-record';
 import { GatewayRefusal } from './gateway';
-import type { EventStream } from './event-stream';
 import type { KernelClient, KernelEnd, KernelRequest, KernelUser } from './kernel-client';
+import { asksToExit, readUsage } from './kernel-death';
 import { splitStreamText } from './languages';
 import type { KernelError, Language } from './languages';
 import { toErrorEvent, toOutputEvent } from './outputs';
 
 /** Between `idle` and a reply that is still on its way (another channel), and the other way round. */
-const REPLY_GRACE_MS = 1_000;
+const REPLY_GRACE_MS = 2_000;
 const IDLE_GRACE_MS = 2_000;
 /** How long the next execution is held back for one that was interrupted and does not end; then it waits in the kernel. */
 const INTERRUPT_GRACE_MS = 10_000;
@@ -20,21 +23,10 @@ const INTERRUPT_AGAIN_MS = 2_500;
 const ENVIRONMENT_DEADLINE_MS = 30_000;
 /** For output that is still on its way when the kernel says it is idle, and for asking it what an error meant. */
 const DRAIN_DEADLINE_MS = 5_000;
+/** Between the reply to a cell that asked its kernel to end, and that end. */
+const EXIT_GRACE_MS = 5_000;
 /** How often an execution that was not yet sent starts over because the kernel ended under it. */
 const MAX_ATTEMPTS = 3;
-
-/** Every way in which an execution ends. */
-export type Outcome =
-  /** The kernel is through with it, with whatever result. */
-  | { type: 'done' }
-  /** The kernel process died while it ran. */
-  | { type: 'restarted' }
-  /** The channel was lost for good, or the context restarted or removed through the API. */
-  | { type: 'lost' }
-  /** It never got as far as the kernel. */
-  | { type: 'failed'; name: string; value: string }
-  | { type: 'client_gone' }
-  | { type: 'sandbox_ended' };
 
 /** What an execution needs of its context. */
 export interface ExecutionHost {
@@ -44,17 +36,30 @@ export interface ExecutionHost {
   /** The kernel, started or connected again where needed. */
   connect(): Promise<KernelClient>;
   interrupt(): Promise<void>;
+  /** Kills the kernel and starts another one; resolves when the old one is gone. */
+  killKernel(): Promise<void>;
   readonly logger: Logger;
+}
+
+/** What is to be run. */
+export interface ExecutionOptions {
+  code: string;
+  env: Record<string, string>;
+  /** From the moment the kernel gets it; 0 is no limit. */
+  timeoutMs: number;
+  /** After the interrupt at the limit, until the kernel is killed. */
+  interruptGraceMs: number;
 }
 
 /**
  * One run of some code in a context, from request to end, and the one place where all ways to end race: the first
- * outcome given to `finish` wins, the stream is closed accordingly, and later ones are ignored.
+ * outcome given to `finish` wins, the record is closed accordingly, and later ones are ignored.
  *
  * `run` resolves when the kernel is free for the next one: after the outcome, and after interrupt and clean-up. It
  * never rejects.
  */
 export class Execution implements KernelUser {
+  readonly onLate: (message: KernelMessage.IIOPubMessage) => void;
   private outcome: Outcome | undefined;
   private readonly finished: Promise<undefined>;
   private resolveFinished!: () => void;
@@ -70,16 +75,26 @@ export class Execution implements KernelUser {
   private marker: string | undefined;
   private onMarker: (() => void) | undefined;
   private grace: NodeJS.Timeout | undefined;
+  private request: KernelRequest | undefined;
+  private limit: NodeJS.Timeout | undefined;
+  /** Why it was interrupted. */
+  private stop: Stop | undefined;
+  /** Settles when no interrupt of ours is on its way to the kernel: a later cell must not get it. */
+  private interrupting: Promise<unknown> = Promise.resolve();
+  /** The cell has asked its kernel to end. */
+  private leaving = false;
+  /** Of an error that was not told, as the time limit is. */
+  private traceback = '';
 
   constructor(
     private readonly host: ExecutionHost,
-    private readonly code: string,
-    private readonly env: Record<string, string>,
-    private readonly stream: EventStream,
+    private readonly options: ExecutionOptions,
+    readonly record: ExecutionRecord,
   ) {
     this.finished = new Promise((resolve) => (this.resolveFinished = () => resolve(undefined)));
-    stream.onGone = () => this.finish({ type: 'client_gone' });
-    stream.onDrain = () => this.resume();
+    this.onLate = lateListener(record);
+    record.onDrain = () => this.resume();
+    record.onInterrupt = () => this.interrupt();
   }
 
   get isOver(): boolean {
@@ -95,7 +110,7 @@ export class Execution implements KernelUser {
           return;
         }
         // It ended before anything was sent: try the next one.
-        if (attempt === MAX_ATTEMPTS) this.finish({ type: 'restarted' });
+        if (attempt === MAX_ATTEMPTS) this.finish({ type: 'died', death: {} });
       }
     } catch (error) {
       this.host.logger.error({ err: error }, 'an execution failed inside the service');
@@ -107,13 +122,30 @@ export class Execution implements KernelUser {
     if (this.outcome !== undefined) return;
     this.outcome = outcome;
     clearTimeout(this.grace);
+    clearTimeout(this.limit);
     this.close(outcome);
     this.resume(); // nobody is waited for any more, and the kernel's end must be heard
     this.resolveFinished();
   }
 
-  onKernelEnd(end: KernelEnd): void {
-    this.finish({ type: end === 'restarting' || end === 'dead' ? 'restarted' : 'lost' });
+  /**
+   * Interrupts this one and no other: one that waits never starts. Resolves when the kernel has been told; whether the
+   * code obeys shows in how it ends.
+   */
+  async interrupt(): Promise<void> {
+    if (this.isOver) return;
+    if (this.request === undefined) {
+      this.finish({ type: 'cancelled' });
+      return;
+    }
+    this.stop ??= 'interrupt';
+    await this.sendInterrupt();
+  }
+
+  onKernelEnd(end: KernelEnd, death: KernelDeath): void {
+    if (end === 'closed') this.finish({ type: 'restarted' });
+    else if (end === 'lost') this.finish({ type: 'lost' });
+    else this.finish({ type: 'died', death, asked: this.leaving });
     this.resolveSettled?.();
   }
 
@@ -139,9 +171,10 @@ export class Execution implements KernelUser {
 
   private async runOn(client: KernelClient): Promise<void> {
     const { language } = this.host;
-    const names = Object.keys(this.env);
+    const { env } = this.options;
+    const names = Object.keys(env);
     const byCode = names.length > 0 && language?.setEnvCode !== undefined;
-    const metadata = names.length > 0 && !byCode ? { cellbox: { env: this.env } } : undefined;
+    const metadata = names.length > 0 && !byCode ? { cellbox: { env } } : undefined;
     this.client = client;
     client.user = this;
     try {
@@ -161,19 +194,52 @@ export class Execution implements KernelUser {
         resolve();
       };
     });
-    let request: KernelRequest;
     try {
-      request = client.execute(this.code, metadata ? { silent: false, metadata } : { silent: false }, this);
+      const { code } = this.options;
+      this.request = client.execute(code, metadata ? { silent: false, metadata } : { silent: false }, this);
     } catch (error) {
       this.host.logger.debug({ err: error }, 'an execution could not be sent');
       this.finish({ type: 'lost' });
       return;
     }
+    this.record.begin();
+    const { timeoutMs } = this.options;
+    if (timeoutMs > 0) this.limit = setTimeout(() => this.onTimeout(), timeoutMs);
     try {
       await this.finished;
-      if (this.outcome?.type === 'client_gone' && !settled) await this.interrupt(whenSettled);
+      if (this.outcome?.type === 'client_gone' && !settled) await this.interruptUntil(whenSettled);
+      if (this.outcome?.type === 'timeout_killed') await this.kill();
+      await this.interrupting;
     } finally {
-      request.dispose();
+      this.request.dispose();
+    }
+  }
+
+  /** The time limit has passed. What an interrupt does not end within the grace, the kernel's death does. */
+  private onTimeout(): void {
+    if (this.concluding) return; // the cell is through; what is left has deadlines of its own
+    this.stop = 'timeout';
+    this.limit = setTimeout(() => this.finish({ type: 'timeout_killed' }), this.options.interruptGraceMs);
+    void this.sendInterrupt();
+  }
+
+  /** Never rejects. */
+  private sendInterrupt(): Promise<unknown> {
+    // A client that takes nothing would keep the kernel from saying that it obeyed.
+    this.record.passBy();
+    this.resume();
+    const sent = this.host
+      .interrupt()
+      .catch((error: unknown) => this.host.logger.warn({ err: error }, 'an interrupt failed'));
+    this.interrupting = Promise.all([this.interrupting, sent]);
+    return sent;
+  }
+
+  private async kill(): Promise<void> {
+    try {
+      await this.host.killKernel();
+    } catch (error) {
+      this.host.logger.error({ err: error }, 'a kernel beyond its time limit could not be killed');
     }
   }
 
@@ -189,11 +255,17 @@ export class Execution implements KernelUser {
 
   onReply(reply: KernelMessage.IExecuteReplyMsg): void {
     this.reply = reply;
+    const { cpuMs, memoryPeakBytes } = readUsage(reply);
+    this.record.cpuMs = cpuMs;
+    this.record.memoryPeakBytes = memoryPeakBytes;
     this.check();
   }
 
   private onOutput(message: KernelMessage.IIOPubMessage): void {
-    if (this.isOver) return;
+    if (this.isOver) {
+      this.onLate(message);
+      return;
+    }
     const event = toOutputEvent(message);
     if (event === undefined) return;
     this.grace?.refresh();
@@ -207,13 +279,13 @@ export class Execution implements KernelUser {
         break;
       case 'number_of_executions': {
         const ours = this.host.language?.silentRequestsCount ? (this.client?.silentRequests ?? 0) : 0;
-        this.stream.send({ ...event, execution_count: event.execution_count - ours });
+        this.record.send({ ...event, execution_count: event.execution_count - ours });
         break;
       }
       default:
-        this.stream.send(event);
+        this.record.send(event);
     }
-    if (!this.paused && this.stream.isFull) {
+    if (!this.paused && this.record.isFull) {
       this.paused = true;
       this.client?.pause();
     }
@@ -228,7 +300,7 @@ export class Execution implements KernelUser {
     }
     const { language } = this.host;
     const parts = language === undefined ? [text] : splitStreamText(language, text);
-    for (const part of parts) this.stream.send({ ...event, text: part });
+    for (const part of parts) this.record.send({ ...event, text: part });
   }
 
   /** Kernels tell an error twice, on IOPub and in the reply; the client hears it once. */
@@ -236,8 +308,12 @@ export class Execution implements KernelUser {
     if (this.sawError) return;
     this.sawError = true;
     const { name, value, traceback } = error;
+    if (this.stop === 'timeout') {
+      this.traceback = traceback;
+      return; // the limit is the error that is told
+    }
     if (this.host.language?.diagnosis?.appliesTo(error)) this.unclear = { name, value, traceback };
-    else this.stream.send({ type: 'error', name, value, traceback });
+    else this.record.send({ type: 'error', name, value, traceback });
   }
 
   /** An execution is done when the kernel has said both, in either order. */
@@ -252,7 +328,8 @@ export class Execution implements KernelUser {
       () => {
         // Output that the client has not taken yet may hold back what we wait for.
         if (this.paused) grace.refresh();
-        else this.conclude();
+        // In a busy process timers come before what has arrived long since: that is read first.
+        else setImmediate(() => setImmediate(() => this.conclude()));
       },
       this.gotIdle ? REPLY_GRACE_MS : IDLE_GRACE_MS,
     );
@@ -263,6 +340,12 @@ export class Execution implements KernelUser {
     if (this.concluding) return;
     this.concluding = true;
     clearTimeout(this.grace);
+    clearTimeout(this.limit);
+    if (this.reply !== undefined && asksToExit(this.reply) && !this.isOver) {
+      this.leaving = true;
+      this.grace = setTimeout(() => this.settle(), EXIT_GRACE_MS);
+      return;
+    }
     if (this.reply?.content.status === 'error') this.reportError(toErrorEvent(this.reply.content));
     const { language } = this.host;
     const { client } = this;
@@ -287,13 +370,13 @@ export class Execution implements KernelUser {
       }
       const { diagnosis } = language ?? {};
       if (unclear !== undefined && diagnosis !== undefined && !this.isOver) {
-        const failure = await client.runSilently(diagnosis.code(this.code), DRAIN_DEADLINE_MS);
+        const failure = await client.runSilently(diagnosis.code(this.options.code), DRAIN_DEADLINE_MS);
         this.unclear = (failure && diagnosis.read(failure)) ?? unclear;
       }
     } catch (error) {
       this.host.logger.debug({ err: error }, 'the rest of an output could not be fetched');
     }
-    if (this.unclear !== undefined) this.stream.send({ type: 'error', ...this.unclear });
+    if (this.unclear !== undefined) this.record.send({ type: 'error', ...this.unclear });
   }
 
   /** Has the kernel print a mark. What comes before it is ours, whichever request it names. */
@@ -328,47 +411,23 @@ export class Execution implements KernelUser {
     this.client?.resume();
   }
 
-  /** Tells the client how it ended. Names and texts are E2B's where it has some. */
   private close(outcome: Outcome): void {
-    const error = (name: string, value: string): void =>
-      this.stream.send({ type: 'error', name, value, traceback: '' });
-    switch (outcome.type) {
-      case 'done': {
-        const content = this.reply?.content;
-        // jupyterlab's types know `aborted` only; bash_kernel says `abort`.
-        const status: string | undefined = content?.status;
-        if (status === 'abort' || status === 'aborted') error('ExecutionAborted', 'Execution was aborted');
-        break;
-      }
-      case 'restarted':
-        error('ContextRestarting', 'Context was restarted');
-        break;
-      case 'lost':
-        error('WebSocketError', 'The connections was lost, rerun the code to get the results');
-        error(
-          'UnexpectedEndOfExecution',
-          'Connection to the execution was closed before the execution was finished',
-        );
-        break;
-      case 'failed':
-        error(outcome.name, outcome.value);
-        break;
-      case 'client_gone':
-        return;
-      case 'sandbox_ended':
-        this.stream.reset();
-        return;
-    }
-    this.stream.end();
+    const { timeoutMs, interruptGraceMs } = this.options;
+    const told = tell(outcome, {
+      replyStatus: this.reply?.content.status,
+      sawError: this.sawError,
+      stop: this.stop,
+      interruptKeepsState: this.host.language?.interruptKeepsState ?? true,
+      traceback: this.traceback,
+      timeoutMs,
+      graceMs: interruptGraceMs,
+    });
+    this.record.end(told);
   }
 
   /** Interrupts, repeatedly if need be, until the kernel is through with the cell or the grace is over. */
-  private async interrupt(settled: Promise<void>): Promise<void> {
-    const interrupt = (): void => {
-      this.host
-        .interrupt()
-        .catch((error: unknown) => this.host.logger.warn({ err: error }, 'an interrupt failed'));
-    };
+  private async interruptUntil(settled: Promise<void>): Promise<void> {
+    const interrupt = (): void => void this.sendInterrupt();
     let over: NodeJS.Timeout | undefined;
     const again = setInterval(interrupt, INTERRUPT_AGAIN_MS);
     interrupt();
@@ -385,7 +444,7 @@ export class Execution implements KernelUser {
   private async prepareEnvironment(client: KernelClient, language: Language): Promise<boolean> {
     let asked = false;
     try {
-      const code = language.setEnvCode?.(this.env) ?? '';
+      const code = language.setEnvCode?.(this.options.env) ?? '';
       asked = true;
       const set = client.runSilently(code, ENVIRONMENT_DEADLINE_MS);
       set.catch(() => undefined); // also awaited; this is for when the execution ends first
@@ -409,4 +468,13 @@ export class Execution implements KernelUser {
 function messageOf(error: unknown): string {
   if (error instanceof GatewayRefusal) return `Failed to create context: ${error.text}`;
   return ServiceError.from(error).message;
+}
+
+/** Made here so that it holds on to nothing else. */
+function lateListener(record: ExecutionRecord): (message: KernelMessage.IIOPubMessage) => void {
+  return (message) => {
+    if (message.header.msg_type !== 'stream') return;
+    const { name, text } = message.content as { name: string; text: string }; // checked when it arrived
+    record.late(name === 'stderr' ? 'stderr' : 'stdout', text);
+  };
 }

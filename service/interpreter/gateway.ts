@@ -94,9 +94,9 @@ export class Gateway {
     return understood(z.array(KernelModel), await this.request('GET', '/api/kernels', undefined, signal));
   }
 
-  /** Resolves when the new process is started; whoever connects then waits for it to speak. */
-  async restartKernel(kernelId: string): Promise<void> {
-    await this.request('POST', `/api/kernels/${kernelId}/restart`);
+  /** Resolves when the new process is started; whoever connects then waits for it to speak. `now`: the old one is killed. */
+  async restartKernel(kernelId: string, now = false): Promise<void> {
+    await this.request('POST', `/api/kernels/${kernelId}/restart${now ? '?now=true' : ''}`);
   }
 
   async interruptKernel(kernelId: string): Promise<void> {

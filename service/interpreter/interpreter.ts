@@ -1,4 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import os from 'node:os';
+import path from 'node:path';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { answer } from './app';
@@ -7,6 +9,14 @@ import { Contexts } from './contexts';
 import type { Machine } from './contexts';
 import { sendError } from './error-response';
 import { resetConnection } from './event-stream';
+import type { ExecutionRecord } from './execution-record';
+import { ExecutionRecords, recordsDirectory } from './execution-records';
+import { ExecutionTotals } from './execution-totals';
+import { follow } from './follow';
+import { GatewayRefusal } from './gateway';
+import { normalizeLanguage } from './languages';
+import { contextOf, createExecution, start } from './submission';
+import type { Submission } from './submission';
 
 export type { Machine } from './contexts';
 
@@ -24,11 +34,39 @@ export interface InterpreterOptions {
   remedyFor?: ((language: string) => string | undefined) | undefined;
   /** The user's home as clients name it. */
   home?: string;
+  /** Settings of executions; see `config.ts`. */
+  executions?: Partial<ExecutionSettings>;
 }
+
+export interface ExecutionSettings {
+  /** Time limit where a request has none; 0 is no limit. */
+  timeoutMs: number;
+  /** Between the interrupt at the limit and the kernel's death. */
+  interruptGraceMs: number;
+  /** How long ended executions are kept. */
+  keepMs: number;
+  /** Text of each stream that goes into the events. */
+  inlineBytes: number;
+  /** For the files of all executions of one sandbox. */
+  diskBytes: number;
+  /** Where these files are; what an earlier service left there is the caller's to remove. */
+  directory: string;
+}
+
+const EXECUTION_DEFAULTS: ExecutionSettings = {
+  timeoutMs: 0,
+  interruptGraceMs: 2_000,
+  keepMs: 3_600_000,
+  inlineBytes: 256 * 1024 * 1024,
+  diskBytes: 2 * 1024 * 1024 * 1024,
+  directory: path.join(os.tmpdir(), `cellbox-executions-${process.pid}`),
+};
 
 /** All that is held of one machine. */
 interface Resident {
   contexts: Contexts;
+  /** Made ready ahead of time, for whom is not known yet. */
+  isUnclaimed: boolean;
   /** Answers under way, for `drop` to break off. */
   answers: Set<ServerResponse>;
 }
@@ -39,7 +77,13 @@ interface Resident {
  * A machine is known from `prepare`, `adopt` or its first request until `drop`, or until it ends by itself.
  */
 export class Interpreter {
+  readonly totals = new ExecutionTotals();
   private readonly residents = new Map<string, Resident>();
+  /** By sandbox; they outlive a pause. */
+  private readonly records = new Map<string, ExecutionRecords>();
+  /** Files that are being removed. */
+  private readonly removing = new Set<Promise<void>>();
+  private readonly settings: ExecutionSettings;
   private readonly appOptions: AppOptions;
   private readonly options: Required<Pick<InterpreterOptions, 'home'>> & InterpreterOptions;
   private closed = false;
@@ -47,7 +91,11 @@ export class Interpreter {
   constructor(options: InterpreterOptions) {
     const home = options.home ?? HOME;
     this.options = { ...options, home };
+    this.settings = { ...EXECUTION_DEFAULTS, ...options.executions };
+    const { timeoutMs, interruptGraceMs } = this.settings;
     this.appOptions = {
+      timeoutMs,
+      interruptGraceMs,
       keepaliveMs: options.keepaliveMs ?? KEEPALIVE_MS,
       maxBodyBytes: options.maxBodyBytes,
       home,
@@ -67,14 +115,87 @@ export class Interpreter {
     const { answers, contexts } = this.resident(machine);
     answers.add(res);
     res.once('close', () => answers.delete(res));
-    answer(this.appOptions, contexts, req, res).catch((error: unknown) => {
+    answer(this.appOptions, contexts, this.recordsOf(machine.id), req, res).catch((error: unknown) => {
       sendError(res, error, this.options.logger);
     });
   }
 
-  /** A fresh machine: its default contexts are listed from now on, and Python's kernel starts in the background. */
+  /**
+   * Runs code for the native API: resolves when it has its place in its context's queue. It goes on whoever listens.
+   *
+   * @throws ServiceError `not_found` for an unknown context, `invalid_argument` for what makes no sense.
+   */
+  async submit(machine: Machine, request: Submission, detached: boolean): Promise<ExecutionRecord> {
+    if (this.closed) throw new ServiceError('unavailable', 'The service is shutting down');
+    this.prepare(machine);
+    const { contexts } = this.resident(machine);
+    const records = this.recordsOf(machine.id); // now: by the time there is a context, the sandbox may be gone
+    await contexts.whenKnown;
+    const context = await contextOf(contexts, request).catch((error: unknown) => {
+      throw this.startFailure(error, request);
+    });
+    const execution = createExecution(context, records, this.settings, request, detached);
+    start(context, execution, request.code);
+    return execution.record;
+  }
+
+  /** The executions of a sandbox, newest first. */
+  listExecutions(machineId: string): ExecutionRecord[] {
+    return this.records.get(machineId)?.list() ?? [];
+  }
+
+  /** @throws ServiceError `not_found`. */
+  findExecution(machineId: string, executionId: string): ExecutionRecord {
+    const records = this.records.get(machineId);
+    if (records === undefined) throw new ServiceError('not_found', 'Nothing has run in this sandbox');
+    return records.get(executionId);
+  }
+
+  /** Sends a record's events from number `from` on, and those that come, until the end. Owns `res`. */
+  follow(machineId: string, record: ExecutionRecord, from: number, res: ServerResponse): void {
+    const answers = this.residents.get(machineId)?.answers;
+    answers?.add(res);
+    res.once('close', () => answers?.delete(res));
+    void follow(record, from, res, this.appOptions.keepaliveMs); // never rejects
+  }
+
+  /** Interrupts what runs in a context; nothing happens where nothing does. @throws ServiceError `not_found`. */
+  async interruptContext(machine: Machine, contextId: string): Promise<void> {
+    this.prepare(machine);
+    const { contexts } = this.resident(machine);
+    await contexts.whenKnown;
+    await contexts.get(contextId).interruptRunning();
+  }
+
+  /**
+   * A fresh machine: its default contexts are listed from now on, and Python's kernel starts in the background. One
+   * that was made ready ahead of time gets its environment, before anything that is asked of it from now on.
+   */
   prepare(machine: Machine): void {
-    if (!this.closed && !this.residents.has(machine.id)) this.resident(machine).contexts.prepare();
+    if (this.closed) return;
+    const known = this.residents.get(machine.id);
+    if (known === undefined) this.resident(machine).contexts.prepare();
+    else if (known.isUnclaimed) {
+      known.isUnclaimed = false;
+      known.contexts.claim(machine.env);
+    }
+  }
+
+  /**
+   * Makes a machine ready ahead of time: resolves when its default kernel can be used at once, rejects when it did not
+   * come up. `prepare` then makes it somebody's, also before this has resolved; `drop` ends it.
+   */
+  async warm(machine: Machine): Promise<void> {
+    if (this.closed) throw new ServiceError('unavailable', 'The service is shutting down');
+    const resident = this.resident(machine);
+    resident.isUnclaimed = true;
+    resident.contexts.prepare();
+    await resident.contexts.whenWarm();
+  }
+
+  /** Whether the default kernel can be used at once. */
+  isWarm(machineId: string): boolean {
+    return this.residents.get(machineId)?.contexts.isWarm ?? false;
   }
 
   /**
@@ -86,10 +207,25 @@ export class Interpreter {
   }
 
   /**
-   * The sandbox ended, or is not to be reached for a while: every answer under way is reset, nothing of it is left
-   * here. Kernels that still run are not touched.
+   * The sandbox ended: every answer under way is reset, nothing of it is left here. Kernels that still run are not
+   * touched.
    */
   drop(machineId: string): void {
+    this.suspend(machineId);
+    const records = this.records.get(machineId);
+    if (records === undefined) return;
+    this.records.delete(machineId);
+    const removed = records
+      .close()
+      .catch((error: unknown) =>
+        this.options.logger.warn({ err: error }, 'files of executions could not be removed'),
+      )
+      .finally(() => this.removing.delete(removed));
+    this.removing.add(removed);
+  }
+
+  /** The sandbox is not to be reached for a while: as `drop`, but what its executions put out is kept. */
+  suspend(machineId: string): void {
     const resident = this.residents.get(machineId);
     if (resident === undefined) return;
     this.residents.delete(machineId);
@@ -97,10 +233,38 @@ export class Interpreter {
     for (const res of resident.answers) resetConnection(res);
   }
 
-  /** Drops all machines and refuses later requests. Idempotent. */
+  /** Drops all machines and refuses later requests; resolves when their files are gone. Idempotent. */
   async close(): Promise<void> {
     this.closed = true;
-    for (const id of [...this.residents.keys()]) this.drop(id);
+    for (const id of new Set([...this.residents.keys(), ...this.records.keys()])) this.drop(id);
+    await Promise.all(this.removing);
+  }
+
+  private recordsOf(machineId: string): ExecutionRecords {
+    const known = this.records.get(machineId);
+    if (known !== undefined) return known;
+    const { keepMs, inlineBytes, diskBytes, directory } = this.settings;
+    const records = new ExecutionRecords({
+      sandboxId: machineId,
+      directory: recordsDirectory(directory, machineId),
+      keepMs,
+      inlineBytes,
+      diskBytes,
+      totals: this.totals,
+      logger: this.options.logger,
+    });
+    this.records.set(machineId, records);
+    return records;
+  }
+
+  /** Why there is no context, in the words of the native API. */
+  private startFailure(error: unknown, { language }: Submission): unknown {
+    if (!(error instanceof GatewayRefusal)) return error;
+    const remedy = this.options.remedyFor?.(normalizeLanguage(language));
+    return new ServiceError('invalid_argument', `There is no kernel for ${JSON.stringify(language)} here`, {
+      cause: error,
+      ...(remedy !== undefined && { remedy }),
+    });
   }
 
   private resident(machine: Machine): Resident {
@@ -110,6 +274,7 @@ export class Interpreter {
     const resident: Resident = {
       contexts: new Contexts({ machine, kernelTimeoutMs, home, logger }),
       answers: new Set(),
+      isUnclaimed: false,
     };
     this.residents.set(machine.id, resident);
     void machine.ended.then(() => {

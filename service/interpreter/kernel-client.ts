@@ -4,9 +4,11 @@ import { serialize } from '@jupyterlab/services/lib/kernel/serialize';
 import { ServerConnection } from '@jupyterlab/services/lib/serverconnection';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import type { KernelDeath } from './endings';
 import { GATEWAY_HOST } from './gateway';
 import type { Gateway } from './gateway';
 import { deserializeMessage, KernelSocket } from './kernel-socket';
+import { readDeath } from './kernel-death';
 import type { KernelError } from './languages';
 import { toErrorEvent } from './outputs';
 
@@ -23,9 +25,13 @@ const ASK_AGAIN_MS = 3_000;
  */
 export type KernelEnd = 'restarting' | 'dead' | 'lost' | 'closed';
 
+/** For how many requests of the past a client knows whom their late messages are for. */
+const MAX_PAST_REQUESTS = 256;
+
 /** Whoever uses the kernel now. Called at most once each. */
 export interface KernelUser {
-  onKernelEnd(end: KernelEnd): void;
+  /** `death`: what the gateway said of the end of the process, when it said something. */
+  onKernelEnd(end: KernelEnd, death: KernelDeath): void;
   /** The channel was lost and is back, and the kernel has answered everything asked before. */
   onRecovered(): void;
 }
@@ -38,6 +44,8 @@ export interface KernelRequest {
 export interface RequestHandlers {
   onMessage(message: KernelMessage.IIOPubMessage): void;
   onReply(reply: KernelMessage.IExecuteReplyMsg): void;
+  /** IOPub messages of the request that come after `dispose`; such of background threads, most of the time. */
+  onLate?: (message: KernelMessage.IIOPubMessage) => void;
 }
 
 export interface KernelClientOptions {
@@ -105,6 +113,11 @@ export class KernelClient {
   private retry: NodeJS.Timeout | undefined;
   private readonly askAgain: NodeJS.Timeout;
   private retryMs = FIRST_RETRY_MS;
+  private death: KernelDeath = {};
+  /** By message id, oldest first. */
+  private readonly past = new Map<string, NonNullable<RequestHandlers['onLate']>>();
+  /** The last message that a request was given: jupyterlab tells of it once more. */
+  private delivered: KernelMessage.IIOPubMessage | undefined;
 
   constructor(private readonly options: KernelClientOptions) {
     const { gateway, kernelId, kernelName } = options;
@@ -128,6 +141,11 @@ export class KernelClient {
       if (status !== 'connected' || !this.everReady) return;
       clearTimeout(this.giveUp);
       this.lost = false;
+    });
+    this.connection.iopubMessage.connect((_connection, message) => {
+      if (message === this.delivered || this.past.size === 0) return;
+      const { msg_id: parent } = message.parent_header as { msg_id?: string };
+      if (parent !== undefined) this.past.get(parent)?.(message);
     });
     this.giveUp = setTimeout(() => this.finish('lost'), options.readyTimeoutMs);
     this.askAgain = setInterval(() => {
@@ -177,9 +195,20 @@ export class KernelClient {
       false,
       options.metadata as Parameters<KernelConnection['requestExecute']>[2],
     );
-    future.onIOPub = (message) => handlers.onMessage(message);
+    const messageId = future.msg.header.msg_id;
+    const { onLate } = handlers;
+    future.onIOPub = (message) => {
+      this.delivered = message;
+      handlers.onMessage(message);
+    };
     future.onReply = (reply) => handlers.onReply(reply);
-    return { dispose: () => future.dispose() };
+    return {
+      dispose: () => {
+        future.dispose();
+        // Only that: the rest, and the code, need not be kept.
+        if (onLate !== undefined) this.rememberPast(messageId, onLate);
+      },
+    };
   }
 
   /**
@@ -206,6 +235,13 @@ export class KernelClient {
       this.failing.delete(reject);
       request?.dispose();
     }
+  }
+
+  private rememberPast(messageId: string, onLate: NonNullable<RequestHandlers['onLate']>): void {
+    this.past.set(messageId, onLate);
+    if (this.past.size <= MAX_PAST_REQUESTS) return;
+    const [oldest] = this.past.keys();
+    if (oldest !== undefined) this.past.delete(oldest);
   }
 
   pause(): void {
@@ -235,6 +271,11 @@ export class KernelClient {
       this.socket = socket;
       return socket;
     };
+    const deserialize = (data: unknown, protocol?: string): KernelMessage.IMessage => {
+      const message = deserializeMessage(data, protocol);
+      if (message.header.msg_type === 'status') this.death = readDeath(message) ?? this.death;
+      return message;
+    };
     return ServerConnection.makeSettings({
       baseUrl: `http://${GATEWAY_HOST}/`,
       wsUrl: `ws://${GATEWAY_HOST}/`,
@@ -243,7 +284,7 @@ export class KernelClient {
       WebSocket: function (url: string, protocols: string[]) {
         return connect(url, protocols);
       } as never,
-      serializer: { serialize, deserialize: deserializeMessage as Serializer['deserialize'] },
+      serializer: { serialize, deserialize: deserialize as Serializer['deserialize'] },
     });
   }
 
@@ -278,6 +319,10 @@ export class KernelClient {
 
   private finish(end: KernelEnd): void {
     if (this.end !== undefined) return;
+    if (end !== 'closed') {
+      const { kernelId, death } = this;
+      this.options.logger.info({ kernelId, end, ...death }, 'a kernel ended, or its channel did');
+    }
     this.state = end;
     clearTimeout(this.giveUp);
     clearTimeout(this.retry);
@@ -289,7 +334,8 @@ export class KernelClient {
     this.user = undefined;
     this.connection.dispose();
     this.socket?.close();
-    user?.onKernelEnd(end);
+    this.past.clear();
+    user?.onKernelEnd(end, this.death);
     this.options.onEnd(end);
   }
 

@@ -24,6 +24,16 @@ export interface Language {
   restoreEnvCode?(names: readonly string[]): string;
   /** Code to run once, silently, in every new, restarted or crashed-and-restarted kernel, before anything else. */
   startupCode?(options: { cwd: string; env: Readonly<Record<string, string>> }): string | undefined;
+  /**
+   * Code for a kernel that is started ahead of time, run once and silently: what the first cell would pay for, and a
+   * fresh state for generators of random numbers.
+   */
+  readonly warmUpCode?: string;
+  /**
+   * Code that sets variables for the rest of a kernel's life: one that was started ahead of time is somebody's now.
+   * Absent for languages whose kernels are never started ahead.
+   */
+  claimCode?(env: Readonly<Record<string, string>>): string;
 
   /**
    * Code that prints `marker` as a stdout message of its own, for a kernel that says `idle` while output of the cell
@@ -124,13 +134,39 @@ const FULL_ONLY: ReadonlySet<string> = new Set(['r', 'java']);
 
 const quiet = { silentRequestsCount: false, sendsNewlineApart: false };
 
+const PYTHON_WARM_UP = `
+import random, sys
+random.seed()
+if 'numpy.random' in sys.modules:
+    sys.modules['numpy.random'].seed()
+get_ipython().display_formatter.format(1)
+`;
+
+const PYTHON_CLAIM = `
+import json, os
+os.environ.update(json.loads(env))
+`;
+
 const python: Language = {
   name: 'python',
   kernelName: 'python3',
   displayName: 'Python',
+  // Each in a namespace of its own, as one expression: nothing of it is left in the user's.
+  warmUpCode: `exec(${pythonText(PYTHON_WARM_UP)}, {'get_ipython': get_ipython})`,
+  claimCode: (env) => `exec(${pythonText(PYTHON_CLAIM)}, {'env': ${pythonText(JSON.stringify(env))}})`,
   interruptKeepsState: true,
   ...quiet,
 };
+
+/**
+ * A Python string. JSON's escapes are Python's, too, but for surrogate pairs: what is not ASCII must therefore be
+ * inside JSON that is read again.
+ */
+function pythonText(text: string): string {
+  return JSON.stringify(
+    text.replace(/[\u0080-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`),
+  );
+}
 
 // ---- JavaScript and TypeScript: Deno ----
 

@@ -1,5 +1,6 @@
 import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import type { OutputEvent } from '../../protocol/interpreter';
+import { displayIdOf } from './kernel-socket';
 import { toResultFields } from './mime';
 
 type ErrorEvent = Extract<OutputEvent, { type: 'error' }>;
@@ -40,7 +41,7 @@ export function toErrorEvent(content: {
 
 /**
  * Translates one IOPub message into what the client sees, or `undefined` when it carries nothing for the client
- * (status, updates of earlier displays, widgets, kernel extensions).
+ * (status, widgets, kernel extensions).
  *
  * Pure and total: kernels may publish message types this service has never heard of.
  */
@@ -55,12 +56,18 @@ export function toOutputEvent(message: KernelMessage.IIOPubMessage): OutputEvent
         timestamp: toTimestamp(message.header.date),
       };
     case 'execute_result':
-    case 'display_data':
-      return {
-        type: 'result',
-        ...toResultFields(content['data'] as Record<string, unknown>),
-        is_main_result: message.header.msg_type === 'execute_result',
-      };
+      return { type: 'result', ...fieldsOf(content), is_main_result: true };
+    case 'display_data': {
+      const id = displayIdOf(content);
+      if (id !== undefined) return { type: 'display', display_id: id, ...fieldsOf(content) };
+      return { type: 'result', ...fieldsOf(content), is_main_result: false };
+    }
+    case 'update_display_data': {
+      const id = displayIdOf(content);
+      return id === undefined ? undefined : { type: 'update_display', display_id: id, ...fieldsOf(content) };
+    }
+    case 'clear_output':
+      return { type: 'clear_output', wait: content['wait'] === true };
     case 'execute_input':
       return { type: 'number_of_executions', execution_count: content['execution_count'] as number };
     case 'error':
@@ -68,4 +75,9 @@ export function toOutputEvent(message: KernelMessage.IIOPubMessage): OutputEvent
     default:
       return undefined;
   }
+}
+
+function fieldsOf(content: Record<string, unknown>): ReturnType<typeof toResultFields> {
+  const { data } = content;
+  return toResultFields(typeof data === 'object' && data !== null ? (data as Record<string, unknown>) : {});
 }

@@ -5,7 +5,7 @@ import type { Instance, InstanceSpec } from './runtime';
 
 /** What the start of an instance has in common, whichever runtime starts it. */
 
-const INIT_TIMEOUT_MS = 10_000;
+const ANSWER_TIMEOUT_MS = 10_000;
 
 export function alreadyExists(id: string, cause?: unknown): ServiceError {
   return new ServiceError('already_exists', `An instance ${id} exists already`, { cause });
@@ -22,22 +22,52 @@ export function throwIfCancelled(signal: AbortSignal | undefined): void {
 }
 
 /** Tells a fresh agent its environment, its secret and its user. */
-export async function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
-  const body = JSON.stringify({
-    envVars: spec.env,
-    accessToken: spec.accessToken,
-    defaultUser: 'user',
-    timestamp: new Date().toISOString(),
-  });
+export function initAgent(instance: Instance, spec: InstanceSpec, signal: AbortSignal): Promise<void> {
+  return postInit(instance, spec, new Date().toISOString(), signal);
+}
+
+/**
+ * The same for an agent that was told before it was known whose sandbox it is. Without a time: where the clock was set
+ * back in between, the agent would take this for the older one of the two and ignore it.
+ */
+export function initAgentAgain(
+  instance: Instance,
+  spec: Pick<InstanceSpec, 'env' | 'accessToken'>,
+  signal: AbortSignal,
+): Promise<void> {
+  return postInit(instance, spec, undefined, signal);
+}
+
+/** Rejects when the agent doesn't say that it is well. */
+export async function pingAgent(instance: Instance, signal: AbortSignal): Promise<void> {
+  const status = await askAgent(instance, { method: 'GET', path: '/health', signal });
+  if (status !== 204) throw new ServiceError('unavailable', `The agent is not well (${status})`);
+}
+
+async function postInit(
+  instance: Instance,
+  { env, accessToken }: Pick<InstanceSpec, 'env' | 'accessToken'>,
+  timestamp: string | undefined,
+  signal: AbortSignal,
+): Promise<void> {
+  const body = JSON.stringify({ envVars: env, accessToken, defaultUser: 'user', timestamp });
+  const status = await askAgent(instance, { method: 'POST', path: '/init', body, signal });
+  if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
+}
+
+/** One request over a connection of its own; the answer's status. */
+async function askAgent(
+  instance: Instance,
+  { signal, body, ...target }: { method: string; path: string; body?: string; signal: AbortSignal },
+): Promise<number> {
   const socket = await instance.dial(AGENT_PORT, { signal });
   try {
-    const status = await new Promise<number>((resolve, reject) => {
+    return await new Promise<number>((resolve, reject) => {
       const request = http.request({
-        method: 'POST',
-        path: '/init',
+        ...target,
         headers: { host: 'sandbox', 'content-type': 'application/json', connection: 'close' },
         createConnection: () => socket,
-        signal: AbortSignal.any([signal, AbortSignal.timeout(INIT_TIMEOUT_MS)]),
+        signal: AbortSignal.any([signal, AbortSignal.timeout(ANSWER_TIMEOUT_MS)]),
       });
       request.on('error', reject);
       request.on('response', (response) => {
@@ -47,7 +77,6 @@ export async function initAgent(instance: Instance, spec: InstanceSpec, signal: 
       });
       request.end(body);
     });
-    if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
   } finally {
     socket.destroy();
   }

@@ -1,4 +1,7 @@
+import crypto from 'node:crypto';
 import type { Instance, Resources } from '../runtime/runtime';
+import type { Secrets } from '../secrets';
+import type { StoredSandbox } from './store';
 
 /** What a caller asked for when creating a sandbox, after validation and defaults. */
 export interface CreateOptions {
@@ -51,4 +54,28 @@ export function resourcesOf({ cpuCount, memoryMB, diskSizeMB, pids, openFiles }:
 /** A sandbox together with the live machine behind it: all that the edge and the interpreter need. */
 export interface RunningSandbox extends Sandbox {
   readonly instance: Instance;
+}
+
+const ID_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789';
+
+/** Unguessable: the id alone opens the ports of a sandbox that is not secured. */
+export function newSandboxId(): string {
+  let id = 'i';
+  for (let index = 0; index < 20; index++) id += ID_ALPHABET[crypto.randomInt(ID_ALPHABET.length)];
+  return id;
+}
+
+/** What every program in a sandbox finds in its environment, whatever the caller gave. */
+export function ownEnv(id: string, templateId: string): Record<string, string> {
+  return { E2B_SANDBOX: 'true', E2B_SANDBOX_ID: id, E2B_TEMPLATE_ID: templateId };
+}
+
+/** A stored sandbox with its tokens, which the store doesn't keep. */
+export function withTokens(row: StoredSandbox, secrets: Secrets): Omit<Sandbox, 'state'> {
+  const { secure, state: _state, ...rest } = row;
+  return {
+    ...rest,
+    accessToken: secure ? secrets.derive('agent', row.id) : undefined,
+    trafficToken: row.allowPublicTraffic ? undefined : secrets.derive('traffic', row.id),
+  };
 }

@@ -211,6 +211,10 @@ describe('bad input to a sandbox', () => {
   it('tells when the kernel is killed mid-cell and goes on', async () => {
     const lines = await client.run(sandboxId, 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)');
     expect(lines.find((line) => line.type === 'error')).toMatchObject({ name: 'ContextRestarting' });
-    expect(lines.at(-1)).toEqual({ type: 'end_of_execution' });
+    expect(lines.at(-1)).toMatchObject({
+      type: 'end_of_execution',
+      termination: 'crashed',
+      signal: 'SIGKILL',
+    });
   }, 60_000);
 });

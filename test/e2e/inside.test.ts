@@ -107,7 +107,7 @@ print(sorted(name for _, name in socket.if_nameindex()))`;
         `import os; os.system("pkill -9 -f cellbox_kernel.gateway"); import time; time.sleep(60)`,
       );
       const lines = await killed;
-      expect(lines.at(-1)).toEqual({ type: 'end_of_execution' });
+      expect(lines.at(-1)).toMatchObject({ type: 'end_of_execution' });
       expect(lines.filter((line) => line.type === 'error').length).toBeGreaterThan(0);
       await recovered();
       expect(await client.text(sandboxId, 'x = 1; x')).toBe('1');
@@ -117,7 +117,7 @@ print(sorted(name for _, name in socket.if_nameindex()))`;
       await client.run(sandboxId, 'kept = 41');
       // The kernel's channel runs through the agent: this cell may be told that it was lost, but it ends in order.
       const lines = await client.run(sandboxId, 'import os; os.system("sudo pkill -9 -f agent/agent.js")');
-      expect(lines.at(-1)).toEqual({ type: 'end_of_execution' });
+      expect(lines.at(-1)).toMatchObject({ type: 'end_of_execution' });
       await recovered();
       expect(await client.text(sandboxId, 'kept + 1')).toBe('42');
       const files = await client.port(sandboxId, 49983, '/health');

@@ -29,6 +29,7 @@ export interface RestRequest {
   method: string;
   path: string;
   body: unknown;
+  query: URLSearchParams;
 }
 
 /** One `execute_request` at the fake kernel: the script says what the kernel says. */
@@ -70,21 +71,30 @@ export class FakeExecution {
     return this.send('iopub', 'execute_result', { data, metadata: {}, execution_count: count });
   }
 
-  display(data: Record<string, unknown>): this {
-    return this.send('iopub', 'display_data', { data, metadata: {}, transient: {} });
+  display(data: Record<string, unknown>, display_id?: string): this {
+    return this.send('iopub', 'display_data', { data, metadata: {}, transient: { display_id } });
+  }
+
+  updateDisplay(data: Record<string, unknown>, display_id: string): this {
+    return this.send('iopub', 'update_display_data', { data, metadata: {}, transient: { display_id } });
   }
 
   error(ename: string, evalue: string, traceback: string[] = []): this {
     return this.send('iopub', 'error', { ename, evalue, traceback });
   }
 
-  reply(content: Record<string, unknown> = { status: 'ok' }): this {
+  reply(content: Record<string, unknown> = { status: 'ok' }, metadata: Record<string, unknown> = {}): this {
     const full = { execution_count: this.kernel.count, payload: [], user_expressions: {}, ...content };
-    return this.send('shell', 'execute_reply', full);
+    return this.send('shell', 'execute_reply', full, metadata);
   }
 
-  send(channel: string, type: string, content: Record<string, unknown>): this {
-    this.kernel.send(channel, type, content, this.request.header);
+  send(
+    channel: string,
+    type: string,
+    content: Record<string, unknown>,
+    metadata: Record<string, unknown> = {},
+  ): this {
+    this.kernel.send(channel, type, content, this.request.header, metadata);
     return this;
   }
 }
@@ -104,14 +114,14 @@ export class FakeKernel {
     return this.body.name ?? 'python3';
   }
 
-  /** What the gateway says when the process died and is started again. */
-  restarting(): void {
+  /** What the gateway says when the process died and is started again; `cellbox`: how it died. */
+  restarting(cellbox: object = {}): void {
     this.renew();
-    this.send('iopub', 'status', { execution_state: 'restarting' }, {});
+    this.send('iopub', 'status', { execution_state: 'restarting' }, {}, { cellbox });
   }
 
-  dead(): void {
-    this.send('iopub', 'status', { execution_state: 'dead' }, {});
+  dead(cellbox: object = {}): void {
+    this.send('iopub', 'status', { execution_state: 'dead' }, {}, { cellbox });
   }
 
   renew(): void {
@@ -124,8 +134,9 @@ export class FakeKernel {
     type: string,
     content: Record<string, unknown>,
     parent: Record<string, unknown> = {},
-    date = '2026-11-21T03:19:47.160917Z',
+    metadata: Record<string, unknown> = {},
   ): void {
+    const date = '2026-11-21T03:19:47.160917Z';
     const header = {
       msg_id: randomUUID(),
       msg_type: type,
@@ -134,7 +145,7 @@ export class FakeKernel {
       version: '5.3',
       date,
     };
-    const message: Message = { channel, header, parent_header: parent, metadata: {}, content };
+    const message: Message = { channel, header, parent_header: parent, metadata, content };
     for (const socket of this.sockets) socket.send(encode(message, socket.protocol));
   }
 
@@ -275,9 +286,10 @@ export class FakeGateway {
     for await (const chunk of req as AsyncIterable<Buffer>) chunks.push(chunk);
     const text = Buffer.concat(chunks).toString();
     const path = (req.url ?? '').replace(/\?.*/, '');
+    const query = new URLSearchParams((req.url ?? '').split('?')[1] ?? '');
     const method = req.method ?? '';
     const body: unknown = text === '' ? undefined : JSON.parse(text);
-    this.requests.push({ method, path, body });
+    this.requests.push({ method, path, body, query });
     this.notify();
     const answer = (status: number, value?: object): void => {
       res.writeHead(status, { 'content-type': 'application/json' });

@@ -14,6 +14,20 @@ import type {
   Runtime,
 } from '../../service/runtime/runtime';
 
+/** What every machine's agent tells that it uses. */
+export const FAKE_METRICS = {
+  ts: 1_700_000_000,
+  cpu_count: 2,
+  cpu_used_pct: 12.5,
+  mem_total: 2_147_483_648,
+  mem_used: 52_428_800,
+  mem_cache: 10_485_760,
+  mem_total_mib: 2048,
+  mem_used_mib: 50,
+  disk_used: 1_073_741_824,
+  disk_total: 10_737_418_240,
+};
+
 /** A promise with its handles outside. */
 export function gate(): { opened: Promise<void>; open: () => void } {
   let open: () => void = () => undefined;
@@ -27,6 +41,11 @@ export class FakeMachine {
   readonly ended: Promise<InstanceEnd>;
   state: InstanceRecord['state'] = 'starting';
   deadlineAt: number;
+  /** What the agent was told last. */
+  accessToken: string | undefined;
+  env: Record<string, string>;
+  /** Answers of the agent to `/init` and `/health`, when it is not well. */
+  agentStatus: number | undefined;
   private end: (end: InstanceEnd) => void = () => undefined;
   private readonly servers = new Map<number, net.Server>();
   private readonly streams = new Set<Socket>();
@@ -34,6 +53,8 @@ export class FakeMachine {
 
   constructor(readonly spec: InstanceSpec) {
     this.deadlineAt = spec.deadlineAt;
+    this.accessToken = spec.accessToken;
+    this.env = spec.env;
     this.ended = new Promise((resolve) => (this.end = resolve));
     this.thaw.open();
   }
@@ -49,13 +70,26 @@ export class FakeMachine {
 
   /** The part of the agent that nearly every test meets. */
   async serveAgent(): Promise<void> {
-    const { accessToken, env } = this.spec;
     const agent = http.createServer((req, res) => {
-      void this.thaw.opened.then(() => {
-        if (req.url === '/health') res.writeHead(204).end();
-        else if (accessToken !== undefined && req.headers['x-access-token'] !== accessToken) {
+      void this.thaw.opened.then(async () => {
+        const { accessToken, env, agentStatus } = this;
+        if (req.url === '/health') res.writeHead(agentStatus ?? 204).end();
+        else if (req.url === '/init') {
+          const chunks: Buffer[] = [];
+          for await (const chunk of req as AsyncIterable<Buffer>) chunks.push(chunk);
+          const body = JSON.parse(Buffer.concat(chunks).toString()) as {
+            accessToken?: string;
+            envVars: Record<string, string>;
+          };
+          if (agentStatus === undefined) {
+            this.accessToken = body.accessToken;
+            this.env = body.envVars;
+          }
+          res.writeHead(agentStatus ?? 204).end();
+        } else if (accessToken !== undefined && req.headers['x-access-token'] !== accessToken) {
           res.writeHead(401).end();
         } else if (req.url === '/envs') res.end(JSON.stringify(env));
+        else if (req.url === '/metrics') res.end(JSON.stringify(FAKE_METRICS));
         else res.writeHead(404).end();
       });
     });

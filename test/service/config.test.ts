@@ -59,6 +59,16 @@ describe('loadConfig', () => {
     ]);
   });
 
+  it('takes a certificate only with its key, and not beside a local authority', () => {
+    expect(mistakesOf({ CELLBOX_TLS_CERT: 'a.pem' })).toEqual([
+      'CELLBOX_TLS_CERT and CELLBOX_TLS_KEY: give both or neither',
+    ]);
+    expect(mistakesOf({ CELLBOX_TLS: 'dev', CELLBOX_TLS_CERT: 'a', CELLBOX_TLS_KEY: 'b' })).toEqual([
+      'CELLBOX_TLS=dev: makes its own certificate, so CELLBOX_TLS_CERT has no place beside it',
+    ]);
+    expect(mistakesOf({ CELLBOX_TLS_CERT: 'a', CELLBOX_TLS_KEY: 'b' })).toEqual([]);
+  });
+
   it("takes Node's own extra authorities for image builds unless told otherwise", () => {
     expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem' }, []).extraCa).toBe('/a.pem');
     expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem', CELLBOX_EXTRA_CA: '/b.pem' }, []).extraCa).toBe(

@@ -4,6 +4,7 @@ import { createApi } from '../../../service/api/app';
 import type { ApiOptions } from '../../../service/api/app';
 import { createLogger } from '../../../service/log';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
+import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { Secrets } from '../../../service/secrets';
 import { FakeEngine, FakeRuntime } from '../../fakes/fake-runtime';
@@ -46,7 +47,10 @@ export class ApiHarness {
     readonly url: string,
   ) {}
 
-  static async open(overrides: Partial<ApiOptions> = {}): Promise<ApiHarness> {
+  static async open(
+    overrides: Partial<ApiOptions> = {},
+    pool?: SandboxesOptions['pool'],
+  ): Promise<ApiHarness> {
     const engine = new FakeEngine();
     const runtime = new FakeRuntime(engine);
     const store = await Store.open(':memory:');
@@ -61,6 +65,7 @@ export class ApiHarness {
       maxSandboxes: CONFIG.maxSandboxes,
       maxTimeoutSeconds: CONFIG.maxTimeoutSeconds,
       startTimeoutMs: 5_000,
+      ...(pool !== undefined && { pool }),
     });
     const api = createApi({
       config: CONFIG,

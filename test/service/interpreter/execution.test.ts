@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import type { FakeExecution } from '../../fakes/fake-gateway';
 import { obedient } from '../../fakes/fake-gateway';
-import { count, END, Fixture, LOST, main, RESTARTED } from './interpreter-fixture';
+import { count, END, Fixture, LOST, main, RENEWED, RESTARTED } from './interpreter-fixture';
 
 let fixture: Fixture;
 beforeEach(async () => {
@@ -224,7 +224,7 @@ describe('an execution that ends otherwise', () => {
     await stream.next();
     fixture.gateway.script = obedient;
     expect((await fixture.request('POST', `/contexts/${id}/restart`)).text).toBe('null');
-    expect(await stream.rest()).toEqual([count(1), ...LOST]);
+    expect(await stream.rest()).toEqual([count(1), ...RENEWED]);
     expect(await fixture.run({ code: '1+1', context_id: id })).toEqual(TWO);
   });
 
@@ -235,8 +235,8 @@ describe('an execution that ends otherwise', () => {
     await running.next();
     const queued = await fixture.open({ code: 'queued', context_id: id });
     expect((await fixture.request('DELETE', `/contexts/${id}`)).status).toBe(200);
-    expect(await running.rest()).toEqual([count(1), ...LOST]);
-    expect(await queued.rest()).toEqual(LOST);
+    expect(await running.rest()).toEqual([count(1), ...RENEWED]);
+    expect(await queued.rest()).toEqual(RENEWED);
     expect(fixture.gateway.executions.map((execution) => execution.code)).toEqual(['loop']);
   });
 
@@ -416,6 +416,24 @@ describe('the peculiarities of kernels', () => {
 });
 
 const SCRIPTS: Record<string, (execution: FakeExecution) => void> = {
+  'progress-bar': (execution) =>
+    execution
+      .busy()
+      .input()
+      .stderr('\r 0%|     |')
+      .stderr('\r50%|##   |')
+      .stderr('\r100%|####|\n')
+      .reply()
+      .idle(),
+  'changing-display': (execution) =>
+    execution
+      .busy()
+      .input()
+      .display({ 'text/plain': 'first' }, 'id')
+      .updateDisplay({ 'text/plain': 'last' }, 'id')
+      .stdout('after\n')
+      .reply()
+      .idle(),
   expression: (execution) => execution.busy().input().result({ 'text/plain': '1' }).reply().idle(),
   'unicode-output': (execution) =>
     execution.busy().input().stdout('h\u00e9\n').stderr('\u2028 \u{1F600} \ud800').reply().idle(),

@@ -1,7 +1,7 @@
 import { EventEmitter, once } from 'node:events';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { OutputEvent } from '../../../protocol/interpreter';
+import type { OutputEvent, Termination } from '../../../protocol/interpreter';
 import { decodeLines } from '../../../protocol/ndjson';
 import { Interpreter } from '../../../service/interpreter/interpreter';
 import type { InterpreterOptions, Machine } from '../../../service/interpreter/interpreter';
@@ -144,11 +144,16 @@ export function newInterpreter(options: Partial<InterpreterOptions> = {}): Inter
 }
 
 export const END: OutputEvent = { type: 'end_of_execution' };
+/** The last line of an execution that ended otherwise than `ok` or `error`, which say nothing more. */
+export function ended(termination: Termination, fields: object = {}): OutputEvent {
+  return expect.objectContaining({ type: 'end_of_execution', termination, ...fields }) as OutputEvent;
+}
+
 export const RESTARTED: OutputEvent[] = [
   { type: 'error', name: 'ContextRestarting', value: 'Context was restarted', traceback: '' },
-  END,
+  ended('crashed', { state_survived: false }),
 ];
-export const LOST: OutputEvent[] = [
+const LOST_ERRORS: OutputEvent[] = [
   {
     type: 'error',
     name: 'WebSocketError',
@@ -161,8 +166,10 @@ export const LOST: OutputEvent[] = [
     value: 'Connection to the execution was closed before the execution was finished',
     traceback: '',
   },
-  END,
 ];
+export const LOST = [...LOST_ERRORS, ended('transport_lost', { state_survived: null })];
+/** The context was restarted or removed through the API. */
+export const RENEWED = [...LOST_ERRORS, ended('restarted', { state_survived: false })];
 
 export function count(executionCount: number): OutputEvent {
   return { type: 'number_of_executions', execution_count: executionCount };

@@ -40,7 +40,7 @@ describe('toErrorEvent', () => {
 });
 
 describe('toOutputEvent', () => {
-  it.each(['status', 'update_display_data', 'clear_output', 'comm_open', 'debug_event', 'x_made_up'])(
+  it.each(['status', 'update_display_data', 'comm_open', 'debug_event', 'x_made_up'])(
     'has nothing to tell of %s',
     (type) => {
       const message = { header: { msg_type: type }, content: {} } as unknown as KernelMessage.IIOPubMessage;

@@ -505,6 +505,42 @@ describe('Sandboxes', () => {
     });
   });
 
+  describe('metrics', () => {
+    it('are told from the first moment on, to the own team only, and until the end', async () => {
+      const { id, startedAt } = await sandboxes.create(TEAM, options());
+      const [sample] = await sandboxes.listMetrics(TEAM, id, startedAt, Infinity);
+      expect(sample).toMatchObject({ cpuCount: 2, cpuUsedPct: 12.5, memUsed: 52_428_800 });
+      expect(await sandboxes.lastMetric(TEAM, id)).toEqual(sample);
+      expect(await sandboxes.listMetrics(TEAM, id, 0, startedAt - 1)).toEqual([]);
+      await expect(sandboxes.listMetrics('other', id, 0, Infinity)).rejects.toMatchObject({
+        code: 'not_found',
+      });
+      await expect(sandboxes.lastMetric('other', id)).rejects.toMatchObject({ code: 'not_found' });
+      await sandboxes.kill(TEAM, id);
+      await expect(sandboxes.listMetrics(TEAM, id, 0, Infinity)).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    it('stay over a pause, in which nothing is asked, and go on after it', async () => {
+      const { id } = await sandboxes.create(TEAM, options());
+      const before = await sandboxes.listMetrics(TEAM, id, 0, Infinity);
+      await sandboxes.pause(TEAM, id);
+      expect(await sandboxes.listMetrics(TEAM, id, 0, Infinity)).toEqual(before);
+      await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 });
+      expect(await sandboxes.listMetrics(TEAM, id, 0, Infinity)).toHaveLength(before.length + 1);
+    });
+
+    it('begin anew with a new process: at once for what runs, at its resume for what is paused', async () => {
+      const running = await sandboxes.create(TEAM, options());
+      const paused = await sandboxes.create(TEAM, options());
+      await sandboxes.pause(TEAM, paused.id);
+      await restarted().adopt();
+      expect(await sandboxes.listMetrics(TEAM, running.id, 0, Infinity)).toHaveLength(1);
+      expect(await sandboxes.listMetrics(TEAM, paused.id, 0, Infinity)).toEqual([]);
+      await sandboxes.connect(TEAM, paused.id, { timeoutSeconds: 60 });
+      expect(await sandboxes.listMetrics(TEAM, paused.id, 0, Infinity)).toHaveLength(1);
+    });
+  });
+
   describe('list', () => {
     it('is newest first, filtered by state, metadata, template and time', async () => {
       await sandboxes.close({ onStop: 'kill' });

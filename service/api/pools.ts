@@ -1,0 +1,49 @@
+import type { Request, RequestHandler } from 'express';
+import { PoolSizeRequest } from '../../protocol/native';
+import type { PoolInfo } from '../../protocol/native';
+import { ServiceError } from '../errors';
+import type { PoolStatus } from '../sandboxes/pool';
+import type { Pools } from '../sandboxes/pools';
+import { findTemplate } from '../sandboxes/templates';
+import type { Template } from '../sandboxes/templates';
+import { parseBody } from './input';
+
+/** `GET /v1/pools` and `PUT /v1/pools/{template}`. A size set here holds until the service ends. */
+export function poolHandlers(pools: Pools | undefined): { list: RequestHandler; resize: RequestHandler } {
+  const list: RequestHandler = (_req, res) => {
+    const items = (pools?.list() ?? []).map((each) => toInfo(each.template, each));
+    res.json({ items, next_token: null });
+  };
+
+  const resize: RequestHandler = (req, res) => {
+    const template = templateOf(req);
+    const { min, target, max } = parseBody(PoolSizeRequest, req.body);
+    if (pools === undefined) throw new ServiceError('unimplemented', 'This service keeps no sandboxes ready');
+    const status = pools.setSize(template, { min, target, max: max ?? target });
+    res.json(toInfo(template, status));
+  };
+
+  return { list, resize };
+}
+
+function templateOf(req: Request): Template {
+  const name = String(req.params['template']);
+  const template = findTemplate(name);
+  if (template === undefined) throw new ServiceError('not_found', `template '${name}' not found`);
+  return template;
+}
+
+function toInfo(template: Template, status: PoolStatus): PoolInfo {
+  return {
+    template: template.alias,
+    template_id: template.id,
+    min: status.min,
+    target: status.target,
+    max: status.max,
+    ready: status.ready,
+    starting: status.starting,
+    claimed_total: status.claimedTotal,
+    misses_total: status.missesTotal,
+    last_error: status.lastError ?? null,
+  };
+}

@@ -1,0 +1,216 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { ServiceError } from '../errors';
+import type { Logger } from '../log';
+import { initAgentAgain } from '../runtime/instance-start';
+import type { Instance, InstanceSpec, Resources, Runtime } from '../runtime/runtime';
+import type { Secrets } from '../secrets';
+import type { MachineStopper } from './machine-stopper';
+import type { Pools } from './pools';
+import { newSandboxId, ownEnv, resourcesOf, withTokens } from './sandbox';
+import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
+import type { Store, StoredSandbox } from './store';
+import type { Template } from './templates';
+import { deadline, giveUp } from './waiting';
+
+/** How long a machine from a pool may take to hear whose it is; then another one is tried. */
+const CLAIM_TIMEOUT_MS = 5_000;
+/** How many machines of a pool may fail to be claimed before a create goes without them. */
+const MAX_CLAIMS = 3;
+
+export interface StarterOptions {
+  runtime: Runtime;
+  store: Store;
+  secrets: Secrets;
+  logger: Logger;
+  stopper: MachineStopper;
+  pools: Pools | undefined;
+  resources: Resources;
+  startTimeoutMs: number;
+  now: () => number;
+}
+
+/** A create that was found to be in order. */
+export interface StartRequest {
+  readonly teamId: string;
+  readonly template: Template;
+  readonly options: CreateOptions;
+  /** Gives up: somebody ended the sandbox, or the service stops. */
+  readonly abort: AbortSignal;
+  readonly callerGone: AbortSignal | undefined;
+  /** Told before anything of the sandbox can be found, and again when it is to be another machine after all. */
+  readonly onId: (id: string) => void;
+  /** From here on the sandbox is live. Called in the moment in which the start can no longer fail. */
+  readonly take: (sandbox: RunningSandbox) => void;
+}
+
+/**
+ * Gives new sandboxes their machines: one that was kept ready where there is one that fits, else a fresh one. Either
+ * way nothing is left behind when it fails, and the row in the store comes before the answer.
+ */
+export class SandboxStarter {
+  private cold = 0;
+  /** Claims under way; none of them rejects. */
+  private readonly claims = new Set<Promise<void>>();
+
+  constructor(private readonly options: StarterOptions) {}
+
+  /** Fresh machines on their way for somebody who waits. */
+  get coldStarts(): number {
+    return this.cold;
+  }
+
+  async start(request: StartRequest): Promise<Sandbox> {
+    const pooled = await this.startPooled(request);
+    if (pooled !== undefined) return pooled;
+    this.cold++;
+    try {
+      // In a burst, those who can have an answer at once would else wait for processors like all others.
+      if (this.claims.size > 0) await Promise.all(this.claims).then(() => nextTurn());
+      return await this.startCold(request);
+    } finally {
+      this.cold--;
+    }
+  }
+
+  // --- from a pool ----------------------------------------------------------------------------------------------
+
+  /** Undefined when no pool has what is asked for. */
+  private async startPooled(request: StartRequest): Promise<Sandbox | undefined> {
+    const { pools, logger } = this.options;
+    // The network is part of the machine: one without can't be made of one with.
+    if (pools === undefined || !request.options.allowInternetAccess) return undefined;
+    const { abort, callerGone, template } = request;
+    const givenUp = callerGone === undefined ? abort : AbortSignal.any([abort, callerGone]);
+    for (let attempt = 1; attempt <= MAX_CLAIMS; attempt++) {
+      const instance = await pools.claim(template.id, givenUp);
+      if (instance === undefined) return undefined;
+      const claimed = this.claim(request, instance, givenUp);
+      const settled = claimed.then(ignore, ignore).finally(() => this.claims.delete(settled));
+      this.claims.add(settled);
+      try {
+        return await claimed;
+      } catch (error) {
+        pools.discard(template.id, instance, givenUp.aborted ? undefined : error);
+        if (givenUp.aborted) throw this.failure(request, error);
+        logger.warn({ sandbox: instance.id, err: error }, 'a machine kept ready could not be claimed');
+      }
+    }
+    return undefined;
+  }
+
+  private async claim(request: StartRequest, instance: Instance, givenUp: AbortSignal): Promise<Sandbox> {
+    const { store, secrets } = this.options;
+    const signal = AbortSignal.any([givenUp, AbortSignal.timeout(CLAIM_TIMEOUT_MS)]);
+    request.onId(instance.id);
+    const now = this.options.now();
+    const endAt = now + request.options.timeoutSeconds * 1000;
+    const row = { ...this.rowOf(request, instance.id, now), state: 'running', endAt } as const;
+    const sandbox: RunningSandbox = { ...withTokens(row, secrets), state: 'running', instance };
+    signal.throwIfAborted();
+    await Promise.all([
+      initAgentAgain(instance, specOf(sandbox), signal),
+      deadline(instance.setDeadline(endAt), CLAIM_TIMEOUT_MS, 'Telling the deadline'),
+    ]);
+    signal.throwIfAborted();
+    // After the secret: a row stands for a machine that a later service may take over as it is.
+    await store.addSandbox(row);
+    try {
+      signal.throwIfAborted();
+    } catch (error) {
+      await store.removeSandbox(row.id);
+      throw error;
+    }
+    request.take(sandbox);
+    return sandbox;
+  }
+
+  // --- from nothing ---------------------------------------------------------------------------------------------
+
+  private async startCold(request: StartRequest): Promise<Sandbox> {
+    const { runtime, store, secrets, stopper, startTimeoutMs } = this.options;
+    const { abort, callerGone, options } = request;
+    const row = this.rowOf(request, newSandboxId(), this.options.now());
+    request.onId(row.id);
+    // The row comes first: a machine without one is an orphan that the next start of the service ends.
+    await store.addSandbox(row);
+    const tooLong = AbortSignal.timeout(startTimeoutMs);
+    const signal = AbortSignal.any([abort, tooLong, ...(callerGone === undefined ? [] : [callerGone])]);
+    let machine: Promise<Instance> | undefined;
+    let sandbox: RunningSandbox;
+    try {
+      signal.throwIfAborted();
+      const planned = { ...withTokens(row, secrets), state: 'running' } as const;
+      machine = runtime.start(specOf(planned), signal);
+      const instance = await giveUp(machine, signal);
+      signal.throwIfAborted();
+      const upAt = this.options.now();
+      const times = { startedAt: upAt, runStartedAt: upAt, endAt: upAt + options.timeoutSeconds * 1000 };
+      await store.updateSandbox(row.id, { state: 'running', ...times });
+      signal.throwIfAborted();
+      sandbox = { ...planned, ...times, instance };
+    } catch (error) {
+      // Needless where the runtime has cleaned up; it may also have given up too late, or still be at it.
+      stopper.stop(row.id);
+      machine?.then(
+        () => stopper.stop(row.id),
+        () => undefined, // told below, or too late for anyone to hear
+      );
+      await store.removeSandbox(row.id);
+      throw this.failure(request, error, tooLong);
+    }
+    request.take(sandbox);
+    return sandbox;
+  }
+
+  // --- both -----------------------------------------------------------------------------------------------------
+
+  private rowOf({ teamId, template, options }: StartRequest, id: string, now: number): StoredSandbox {
+    return {
+      id,
+      teamId,
+      templateId: template.id,
+      templateAlias: template.alias,
+      state: 'starting',
+      startedAt: now,
+      runStartedAt: now,
+      endAt: now + this.options.startTimeoutMs + options.timeoutSeconds * 1000,
+      autoPause: options.autoPause,
+      metadata: options.metadata,
+      env: { ...options.env, ...ownEnv(id, template.id) },
+      resources: resourcesOf(this.options.resources),
+      allowInternetAccess: options.allowInternetAccess,
+      allowPublicTraffic: options.allowPublicTraffic,
+      secure: options.secure,
+    };
+  }
+
+  private failure(request: StartRequest, cause: unknown, tooLong?: AbortSignal): ServiceError {
+    if (request.abort.aborted) {
+      return new ServiceError('failed_precondition', 'The sandbox was ended while it started', { cause });
+    }
+    if (request.callerGone?.aborted)
+      return new ServiceError('unavailable', 'The caller went away', { cause });
+    if (tooLong?.aborted) {
+      const message = `The sandbox did not start within ${this.options.startTimeoutMs / 1000} s`;
+      return new ServiceError('deadline_exceeded', message, { cause });
+    }
+    if (cause instanceof ServiceError) return cause;
+    return new ServiceError('internal', 'The sandbox could not be started', { cause });
+  }
+}
+
+function specOf(sandbox: Sandbox): InstanceSpec {
+  return {
+    id: sandbox.id,
+    env: sandbox.env,
+    resources: sandbox.resources,
+    network: sandbox.allowInternetAccess ? 'full' : 'none',
+    labels: { team: sandbox.teamId, template: sandbox.templateId },
+    ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
+    deadlineAt: sandbox.endAt,
+  };
+}
+
+function ignore(): void {
+  // whoever claimed hears of it
+}

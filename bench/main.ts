@@ -4,8 +4,18 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs, promisify } from 'node:util';
 import { loadConfig } from '../service/config';
+import type { Config } from '../service/config';
+import { prepareImage } from '../service/prepare';
 import { preparePython } from '../service/runtime/local-python';
 import { startCellbox } from './cellbox';
+import type { Cellbox } from './cellbox';
+import { computerTable, measureComputer } from './computer';
+import type { ComputerRow } from './computer';
+import { measureCreates } from './creates';
+import type { CreateRow } from './creates';
+import { startDockerRival } from './docker-rival';
+import { dockerFloor, localFloor } from './machine-floor';
+import { startRawCopy } from './raw-copy';
 import { startRawZeroMq } from './raw-zeromq';
 import { SETUP, scenarios } from './scenarios';
 import type { Scenario } from './scenarios';
@@ -25,13 +35,19 @@ const HELP = `Usage: npm run bench -- [--quick] [--runtime local|docker] [--pyth
   --runtime    where Cellbox runs its sandboxes (default local)
   --python     interpreter for the stock gateway and for raw ZeroMQ; default: the local runtime's own environment,
                which is made where \`npm start\` makes it
-  --only       a scenario by name, may be given several times`;
+  --only       a scenario by name, may be given several times; \`create\` is all rows about new
+               sandboxes, \`computer\` those about commands and files`;
 
 interface Measured {
   scenario: string;
   /** Milliseconds by subject's name, in the order measured. */
   samples: Record<string, number[]>;
 }
+
+/** The name of all rows about new sandboxes: they are measured together. */
+const CREATES = 'create';
+/** All rows about commands and files. */
+const COMPUTER = 'computer';
 
 /** dist/bench.js lies one below the root. */
 const ROOT = path.join(__dirname, '..');
@@ -54,10 +70,12 @@ async function main(): Promise<void> {
   if (runtime !== 'local' && runtime !== 'docker')
     throw new Error(`--runtime ${runtime}: must be local or docker`);
   const all = scenarios(values.quick);
-  const chosen = all.filter((each) => values.only?.includes(each.name) ?? true);
-  const unknown = values.only?.filter((name) => !all.some((each) => each.name === name)) ?? [];
+  const names: string[] = [...all.map((each) => each.name), COMPUTER, CREATES];
+  const isChosen = (name: string): boolean => values.only?.includes(name) ?? true;
+  const chosen = all.filter((each) => isChosen(each.name));
+  const unknown = values.only?.filter((name) => !names.includes(name)) ?? [];
   if (unknown.length > 0) {
-    throw new Error(`--only ${unknown.join(', ')}: must be of ${all.map((each) => each.name).join(', ')}`);
+    throw new Error(`--only ${unknown.join(', ')}: must be of ${names.join(', ')}`);
   }
 
   const config = loadConfig(process.env, []);
@@ -73,6 +91,7 @@ async function main(): Promise<void> {
     ).python;
 
   const subjects: Subject[] = [];
+  let cellbox: Cellbox | undefined;
   const endAll = async (): Promise<void> => {
     for (const subject of subjects.splice(0).reverse()) {
       await subject.close().catch((error: unknown) => {
@@ -86,7 +105,10 @@ async function main(): Promise<void> {
   }
   try {
     const starts: [string, () => Promise<Subject>][] = [
-      ['Cellbox', () => startCellbox({ root: ROOT, runtime, pythonDir, startSeconds: 1800 })],
+      [
+        'Cellbox',
+        async () => (cellbox = await startCellbox({ root: ROOT, runtime, pythonDir, startSeconds: 1800 })),
+      ],
       ['stock gateway', () => startStockGateway(python)],
       ['raw ZeroMQ', () => startRawZeroMq(ROOT, python)],
     ];
@@ -100,7 +122,22 @@ async function main(): Promise<void> {
       console.error(`measuring ${scenario.name}: ${scenario.warmup} + ${scenario.rounds} rounds`);
       measured.push(await measure(scenario, subjects));
     }
-    await report(measured, subjects, { quick: values.quick, runtime, python });
+    let computer: ComputerRow[] | undefined;
+    if (isChosen(COMPUTER) && cellbox !== undefined) {
+      console.error(`measuring ${COMPUTER}`);
+      computer = await measureWithRivals(cellbox, runtime === 'docker' ? config : undefined, values.quick);
+    }
+    let creates: Creates | undefined;
+    if (isChosen(CREATES) && cellbox !== undefined) {
+      console.error(`measuring ${CREATES}: some minutes, most of them waiting for the pool`);
+      const floor = runtime === 'docker' ? await dockerFloor(config) : await localFloor(python);
+      try {
+        creates = { rows: await measureCreates(cellbox, floor, values.quick), floor: floor.description };
+      } finally {
+        await floor.close();
+      }
+    }
+    await report(measured, computer, creates, subjects, { quick: values.quick, runtime, python });
   } finally {
     await endAll();
   }
@@ -125,8 +162,60 @@ async function measure(scenario: Scenario, subjects: readonly Subject[]): Promis
   return { scenario: scenario.name, samples };
 }
 
+/** `docker`: with what a kernel image is found, where the engine's own command is a rival. */
+async function measureWithRivals(
+  { sandbox }: Cellbox,
+  docker: Config | undefined,
+  quick: boolean,
+): Promise<ComputerRow[]> {
+  const copy = await startRawCopy();
+  try {
+    const rival =
+      docker === undefined ? undefined : await startDockerRival(await prepareImage(docker, () => undefined)); // the service has built it
+    try {
+      return await measureComputer(sandbox, copy, rival, quick);
+    } finally {
+      await rival?.close();
+    }
+  } finally {
+    await copy.close();
+  }
+}
+
+interface Creates {
+  rows: readonly CreateRow[];
+  /** What the floor is. */
+  floor: string;
+}
+
+/** The rows of creates, each beside what starting a machine costs without any service. */
+function createsTable({ rows, floor }: Creates): string[] {
+  const cell = (values: readonly number[]): string => {
+    const { p50, p95 } = summarise(values);
+    return `${formatMs(p50)} / ${formatMs(p95)}`;
+  };
+  const table = markdownTable(
+    ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', '÷ floor'],
+    rows.map((row) => [
+      row.name,
+      String(row.samples.length),
+      cell(row.samples),
+      cell(row.floor),
+      `${(summarise(row.samples).p50 / summarise(row.floor).p50).toFixed(2)}×`,
+    ]),
+  );
+  return [
+    table,
+    '',
+    `Floor: ${floor}, without any service; until its agent has connected, and for results until a kernel has answered.`,
+    '',
+  ];
+}
+
 async function report(
   measured: readonly Measured[],
+  computer: readonly ComputerRow[] | undefined,
+  creates: Creates | undefined,
   subjects: readonly Subject[],
   settings: { quick: boolean; runtime: string; python: string },
 ): Promise<void> {
@@ -170,8 +259,9 @@ async function report(
   const text = [
     `# Bench${settings.quick ? ' (quick: coarse numbers)' : ''}`,
     '',
-    table,
-    '',
+    ...(measured.length > 0 ? [table, ''] : []),
+    ...(computer === undefined ? [] : computerTable(computer)),
+    ...(creates === undefined ? [] : createsTable(creates)),
     'Ratios compare the p50. Every answer was checked; where 100,000 lines were printed, they arrived complete and in order.',
     '',
     ...subjects.map((subject) => `- ${subject.name}: ${subject.description}`),
@@ -186,7 +276,10 @@ async function report(
   await fs.mkdir(directory, { recursive: true });
   const file = path.join(directory, `bench-${new Date().toISOString().replace(/[:.]/g, '-')}`);
   const { python: _python, ...kept } = settings; // a path of this machine tells the reader nothing
-  await fs.writeFile(`${file}.json`, `${JSON.stringify({ settings: kept, machine, results }, null, 1)}\n`);
+  await fs.writeFile(
+    `${file}.json`,
+    `${JSON.stringify({ settings: kept, machine, results, computer, creates }, null, 1)}\n`,
+  );
   await fs.writeFile(`${file}.md`, text);
   console.log(text);
   console.log(`Written to ${path.relative(process.cwd(), file)}.json and .md`);

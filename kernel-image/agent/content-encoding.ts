@@ -11,17 +11,20 @@ export const SAMPLE_BYTES = 64 * 1024;
 const WORTHWHILE = 0.9;
 
 /**
- * How hard to compress a file that begins like this. HTTP libraries ask for gzip whether or not anybody wants it, so
- * what can't shrink gets gzip's frame alone: compressing random bytes takes two seconds per 100 MB, framing them 0.2.
+ * Whether to compress a file that begins like this, for a client that takes it either way. HTTP libraries ask for gzip
+ * whether or not anybody wants it: 100 MB that can't shrink take us 3 s to compress, and Node's `fetch` 10 s to read.
  */
-export async function gzipLevel(start: Buffer): Promise<number> {
-  const { Z_BEST_SPEED, Z_NO_COMPRESSION } = zlib.constants;
-  const packed = await deflate(start, { level: Z_BEST_SPEED });
-  return packed.length < start.length * WORTHWHILE ? Z_BEST_SPEED : Z_NO_COMPRESSION;
+export async function isWorthCompressing(start: Buffer, size: number): Promise<boolean> {
+  if (size <= SAMPLE_BYTES) return true; // costs nothing either way, and then what was asked for is simplest
+  const packed = await deflate(start, { level: zlib.constants.Z_BEST_SPEED });
+  return packed.length < start.length * WORTHWHILE;
 }
 
-/** Which coding the client gets. Throws 406 when nothing that we have is acceptable. */
-export function chooseEncoding(request: Pick<IncomingMessage, 'headers'>): 'gzip' | 'identity' {
+/**
+ * Which coding the client prefers; `gzip only` where it refuses to have the file as it is. Throws 406 when nothing that we
+ * have is acceptable.
+ */
+export function chooseEncoding(request: Pick<IncomingMessage, 'headers'>): 'gzip' | 'gzip only' | 'identity' {
   const quality = new Map<string, number>();
   for (const part of (request.headers['accept-encoding'] ?? '').toString().split(',')) {
     const [name = '', ...parameters] = part.split(';').map((text) => text.trim().toLowerCase());
@@ -41,7 +44,7 @@ export function chooseEncoding(request: Pick<IncomingMessage, 'headers'>): 'gzip
   // `*` stands for what the list doesn't name, and identity is what we have for it, unless it is refused.
   const gzip = quality.get('gzip') ?? (refused ? (quality.get('*') ?? 0) : 0);
   const identity = refused ? 0 : (quality.get('identity') ?? quality.get('*') ?? 0);
-  if (gzip > 0 && gzip >= identity) return 'gzip';
+  if (gzip > 0 && gzip >= identity) return refused ? 'gzip only' : 'gzip';
   if (refused) throw new HttpError(406, 'only gzip and identity encodings are available');
   return 'identity';
 }

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import zlib from 'node:zlib';
 import type { AgentContext } from './app';
-import { chooseEncoding, gzipLevel, SAMPLE_BYTES } from './content-encoding';
+import { chooseEncoding, isWorthCompressing, SAMPLE_BYTES } from './content-encoding';
 import { HttpError } from './http-error';
 import { resolvePath } from './users';
 import type { SandboxUser } from './users';
@@ -77,12 +77,12 @@ async function send(
   response.setHeader('Vary', 'Accept-Encoding');
   response.setHeader('Content-Disposition', contentDisposition(name));
   // Empty files stay as they are: a client tells them by their length of 0.
-  if (chooseEncoding(request) === 'gzip' && stat.size > 0) {
+  if (await isCompressed(file, stat.size, request)) {
     response.writeHead(200, {
       'Content-Encoding': 'gzip',
       'Content-Type': type ?? 'application/octet-stream',
     });
-    const level = await gzipLevel(await readStart(file, SAMPLE_BYTES));
+    const level = zlib.constants.Z_BEST_SPEED;
     await pipeline(bytesOf(file, 0, undefined), zlib.createGzip({ level }), response);
     return;
   }
@@ -111,6 +111,12 @@ async function send(
     response.writeHead(206, { 'Content-Length': only.end - only.start + 1 });
     await pipeline(bytesOf(file, only.start, only.end), response);
   } else await sendParts(file, stat.size, [only, ...others], response);
+}
+
+async function isCompressed(file: FileHandle, size: number, request: IncomingMessage): Promise<boolean> {
+  const encoding = chooseEncoding(request);
+  if (encoding === 'identity' || size === 0) return false;
+  return encoding === 'gzip only' || isWorthCompressing(await readStart(file, SAMPLE_BYTES), size);
 }
 
 async function sendWhole(file: FileHandle, size: number, response: ServerResponse): Promise<void> {

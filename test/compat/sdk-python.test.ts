@@ -7,6 +7,7 @@ const SUITES = path.join(__dirname, 'python');
 
 /** Runs one pytest file with the official SDK of a generation; the whole report is the failure's text. */
 function runPytest(
+  runtime: 'local' | 'docker',
   generation: 'a' | 'b',
   file: string,
   service: StartedService,
@@ -16,7 +17,7 @@ function runPytest(
     ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', file],
     {
       cwd: SUITES,
-      env: cleanEnv({ ...service.exported, PYTHONDONTWRITEBYTECODE: '1' }),
+      env: cleanEnv({ ...service.exported, PYTHONDONTWRITEBYTECODE: '1', CELLBOX_TEST_RUNTIME: runtime }),
       encoding: 'utf8',
       timeout: 240_000,
     },
@@ -38,14 +39,24 @@ for (const { runtime, skip } of runtimesUnderTest()) {
     }, 60_000);
 
     it.each([
-      ['newest', 'sync', 'b', 'test_sync.py'],
-      ['newest', 'async', 'b', 'test_async.py'],
-      ['2.45 era', 'sync', 'a', 'test_sync.py'],
-      ['2.45 era', 'async', 'a', 'test_async.py'],
+      ['newest', 'b', 'test_sync.py'],
+      ['newest', 'b', 'test_async.py'],
+      ['newest', 'b', 'test_commands_sync.py'],
+      ['newest', 'b', 'test_commands_async.py'],
+      ['newest', 'b', 'test_files_sync.py'],
+      ['newest', 'b', 'test_files_async.py'],
+      ['newest', 'b', 'test_metrics.py'],
+      ['2.45 era', 'a', 'test_sync.py'],
+      ['2.45 era', 'a', 'test_metrics.py'],
+      ['2.45 era', 'a', 'test_async.py'],
+      ['2.45 era', 'a', 'test_commands_sync.py'],
+      ['2.45 era', 'a', 'test_commands_async.py'],
+      ['2.45 era', 'a', 'test_files_sync.py'],
+      ['2.45 era', 'a', 'test_files_async.py'],
     ] as const)(
-      'passes with the %s SDK, %s',
-      (_name, _style, generation, file) => {
-        const { ok, report } = runPytest(generation, file, service);
+      'passes with the %s SDK (%s): %s',
+      (_name, generation, file) => {
+        const { ok, report } = runPytest(runtime, generation, file, service);
         if (!ok) throw new Error(report);
       },
       260_000,

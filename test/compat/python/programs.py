@@ -1,4 +1,6 @@
-"""The analysis that both Python suites run, and what must come out of it."""
+"""What the Python suites share: the analysis that they run, and what must come out of it."""
+
+import time
 
 CSV = "city,year,sales\nOslo,2024,10\nOslo,2025,14\nBergen,2024,7\nBergen,2025,9\n"
 
@@ -15,3 +17,11 @@ totals
 """
 
 TOTALS = [("Bergen", 16), ("Oslo", 24)]
+
+
+def until(condition, deadline=10.0):
+    """Asks again every few milliseconds; fails when the condition does not hold in time."""
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

@@ -26,6 +26,8 @@ interface Comparison {
 const MB = 1_000_000;
 /** As the SDKs run a command: a login shell. */
 const SHELL = ['/bin/bash', '-l', '-c'] as const;
+/** No profile of whoever runs the bench: a sandbox has none either. */
+const BARE = { PATH: '/usr/bin:/bin', HOME: '/nonexistent' };
 const MANY_FILES = 'i=0; while [ $i -lt COUNT ]; do : > f$i; i=$((i+1)); done';
 
 /** Commands, transfers and lists, the ways of each taking turns. */
@@ -153,7 +155,7 @@ function comparisons(
       ways: {
         Cellbox: async () => mustBe((await sandbox.commands.run('echo hello')).stdout, 'hello\n'),
         floor: async () =>
-          mustBe((await run(SHELL[0], [SHELL[1], SHELL[2], 'echo hello'])).stdout, 'hello\n'),
+          mustBe((await run(SHELL[0], [SHELL[1], SHELL[2], 'echo hello'], { env: BARE })).stdout, 'hello\n'),
         ...rival(async (engine) => mustBe(await engine.exec('echo hello'), 'hello\n')),
       },
     },

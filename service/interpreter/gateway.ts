@@ -1,5 +1,7 @@
+import { once } from 'node:events';
+import http from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import type { Socket } from 'node:net';
-import { Agent, fetch } from 'undici';
 import { z } from 'zod';
 import { GATEWAY_PORT } from '../../protocol/routing';
 import { ServiceError } from '../errors';
@@ -60,25 +62,12 @@ export class GatewayRefusal extends Error {
  * `GatewayRefusal` when the gateway said no, and with ServiceError `unavailable` when it could not be asked.
  */
 export class Gateway {
-  private readonly dispatcher: Agent;
   private readonly closing = new AbortController();
 
   constructor(
     private readonly dial: Dial,
     private readonly token: string,
-  ) {
-    this.dispatcher = new Agent({
-      // No keep-alive: requests are rare, and one on a connection that is just being closed would fail for nothing.
-      pipelining: 0,
-      maxResponseSize: MAX_ANSWER_BYTES,
-      connect: (_options, callback) => {
-        this.connect().then(
-          (socket) => callback(null, socket),
-          (error: unknown) => callback(error instanceof Error ? error : new Error(String(error)), null),
-        );
-      },
-    });
-  }
+  ) {}
 
   get headers(): Record<string, string> {
     return { authorization: `token ${this.token}` };
@@ -110,8 +99,6 @@ export class Gateway {
   /** Breaks off what is under way. */
   close(): void {
     this.closing.abort(new ServiceError('unavailable', 'The sandbox has ended'));
-    // It only rejects when closed twice at once, and then it is closed.
-    void this.dispatcher.destroy().catch(() => undefined);
   }
 
   /** A connection of the caller's own; the caller destroys it. */
@@ -126,15 +113,7 @@ export class Gateway {
     let status: number;
     let text: string;
     try {
-      const response = await fetch(`http://${GATEWAY_HOST}${path}`, {
-        method,
-        headers: { ...this.headers, 'content-type': 'application/json' },
-        body: body === undefined ? null : JSON.stringify(body),
-        dispatcher: this.dispatcher,
-        signal: AbortSignal.any(signals),
-      });
-      status = response.status;
-      text = await response.text();
+      ({ status, text } = await this.ask(method, path, body, AbortSignal.any(signals)));
     } catch (error) {
       throw new ServiceError('unavailable', 'The kernel gateway of the sandbox can not be reached', {
         cause: error,
@@ -147,6 +126,48 @@ export class Gateway {
       throw notUnderstood(error);
     }
   }
+
+  /** Over a connection of its own: requests are rare, and one on a connection that is just being closed fails for nothing. */
+  private async ask(
+    method: string,
+    path: string,
+    body: object | undefined,
+    signal: AbortSignal,
+  ): Promise<{ status: number; text: string }> {
+    const socket = await this.connect();
+    try {
+      const request = http.request({
+        method,
+        path,
+        headers: {
+          ...this.headers,
+          host: GATEWAY_HOST,
+          'content-type': 'application/json',
+          connection: 'close',
+        },
+        createConnection: () => socket,
+        signal,
+      });
+      const answered = once(request, 'response') as Promise<[IncomingMessage]>;
+      request.on('error', () => undefined); // told by `answered`, and later by the response
+      request.end(body === undefined ? undefined : JSON.stringify(body));
+      const [response] = await answered;
+      return { status: response.statusCode ?? 0, text: await textOf(response) };
+    } finally {
+      socket.destroy();
+    }
+  }
+}
+
+async function textOf(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    size += chunk.length;
+    if (size > MAX_ANSWER_BYTES) throw new Error(`the answer is larger than ${MAX_ANSWER_BYTES} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString();
 }
 
 function understood<Schema extends z.ZodType>(schema: Schema, answer: unknown): z.output<Schema> {

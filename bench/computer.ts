@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import type { Sandbox } from '@e2b/code-interpreter';
 import type { DockerRival } from './docker-rival';
 import type { RawCopy } from './raw-copy';
-import { formatMs, markdownTable, summarise } from './statistics';
+import { formatSummary, markdownTable, summarise } from './statistics';
 
 const run = promisify(execFile);
 
@@ -57,11 +57,8 @@ export async function measureComputer(
 
 /** The rows as a table: this service, the floor, and the engine's own command where it was measured. */
 export function computerTable(rows: readonly ComputerRow[]): string[] {
-  const cell = (values: readonly number[] | undefined): string => {
-    if (values === undefined) return '–';
-    const { p50, p95 } = summarise(values);
-    return `${formatMs(p50)} / ${formatMs(p95)}`;
-  };
+  const cell = (values: readonly number[] | undefined): string =>
+    values === undefined ? '–' : formatSummary(summarise(values));
   const ratio = (row: ComputerRow, other: string): string => {
     const [ours, theirs] = [row.samples['Cellbox'], row.samples[other]];
     if (ours === undefined || theirs === undefined) return '–';

@@ -34,9 +34,7 @@ export async function startDockerRival(image: string): Promise<DockerRival> {
     upload: async (name, data) => {
       const file = path.join(directory, name);
       await fs.writeFile(file, data);
-      await docker('cp', '--quiet', file, `${container}:/home/user/${name}`).catch(() =>
-        docker('cp', file, `${container}:/home/user/${name}`),
-      );
+      await docker('cp', file, `${container}:/home/user/${name}`);
     },
     download: async (name) => {
       const file = path.join(directory, `${name}.down`);

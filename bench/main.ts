@@ -19,7 +19,7 @@ import { startRawCopy } from './raw-copy';
 import { startRawZeroMq } from './raw-zeromq';
 import { SETUP, scenarios } from './scenarios';
 import type { Scenario } from './scenarios';
-import { formatMs, markdownTable, summarise } from './statistics';
+import { formatSummary, markdownTable, summarise } from './statistics';
 import type { Summary } from './statistics';
 import { startStockGateway } from './stock-gateway';
 import type { Subject } from './subject';
@@ -190,10 +190,7 @@ interface Creates {
 
 /** The rows of creates, each beside what starting a machine costs without any service. */
 function createsTable({ rows, floor }: Creates): string[] {
-  const cell = (values: readonly number[]): string => {
-    const { p50, p95 } = summarise(values);
-    return `${formatMs(p50)} / ${formatMs(p95)}`;
-  };
+  const cell = (values: readonly number[]): string => formatSummary(summarise(values));
   const table = markdownTable(
     ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', '÷ floor'],
     rows.map((row) => [
@@ -245,7 +242,7 @@ async function report(
   });
 
   const cell = (summary: Summary | undefined): string =>
-    summary === undefined ? '–' : `${formatMs(summary.p50)} / ${formatMs(summary.p95)}`;
+    summary === undefined ? '–' : formatSummary(summary);
   const table = markdownTable(
     ['p50 / p95 in ms', 'n', ...subjects.map((subject) => subject.name), '÷ stock', '÷ floor'],
     results.map(({ scenario, summaries, ratioToStock, ratioToFloor }) => [

@@ -29,6 +29,11 @@ export function formatMs(ms: number): string {
   return ms < 10 ? ms.toFixed(2) : ms < 100 ? ms.toFixed(1) : ms.toFixed(0);
 }
 
+/** `p50 / p95` of some samples in milliseconds, for a cell of a table. */
+export function formatSummary(summary: Summary): string {
+  return `${formatMs(summary.p50)} / ${formatMs(summary.p95)}`;
+}
+
 /** A Markdown table with its columns aligned, the first to the left and all others to the right. */
 export function markdownTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = header.map((title, column) =>

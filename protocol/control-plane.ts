@@ -105,7 +105,7 @@ export interface SandboxDetail extends ListedSandbox {
   lifecycle: { autoResume: boolean; onTimeout: 'kill' | 'pause' };
 }
 
-/** One reading of what a sandbox uses; sizes in bytes, processor in percent of one CPU. */
+/** One reading of what a sandbox uses; sizes in bytes, processor in percent of all `cpuCount` together. */
 export interface SandboxMetric {
   timestamp: string;
   timestampUnix: number;

@@ -1,15 +1,9 @@
-/** What a sandbox had and used at one moment. Amounts are bytes. */
-export interface MetricSample {
+import type { SandboxMetric } from '../../protocol/control-plane';
+
+/** What a sandbox had and used at one moment. */
+export interface MetricSample extends Omit<SandboxMetric, 'timestamp' | 'timestampUnix'> {
   /** Milliseconds since the epoch, by the service's clock. */
   at: number;
-  cpuCount: number;
-  /** Of all its processors together: 0 to 100. */
-  cpuUsedPct: number;
-  memUsed: number;
-  memTotal: number;
-  memCache: number;
-  diskUsed: number;
-  diskTotal: number;
 }
 
 const FIELDS = [

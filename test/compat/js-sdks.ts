@@ -16,22 +16,28 @@ const GENERATIONS: Array<{ generation: string; sdk: Sdk }> = [
 /** What the cases of one runtime and one generation work with. `service()` may be called once a case runs. */
 export interface Subject {
   sdk: Sdk;
+  /** Its name, for texts. */
+  generation: string;
   runtime: 'local' | 'docker';
   service(): StartedService;
 }
 
 /**
  * Declares the same cases for every runtime and both generations of the JavaScript SDK, which learn where the service
- * is from the environment alone. Each runtime gets one service; runtimes that are not there are skipped, visibly.
+ * is from the environment alone. Each runtime gets one service, with these settings; runtimes that are not there are skipped, visibly.
  */
-export function describeWithJsSdks(topic: string, declare: (subject: Subject) => void): void {
+export function describeWithJsSdks(
+  topic: string,
+  declare: (subject: Subject) => void,
+  env: Record<string, string> = {},
+): void {
   for (const { runtime, skip } of runtimesUnderTest()) {
     const describeRuntime = skip === undefined ? describe : describe.skip;
     describeRuntime(`${topic} on ${runtime}${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
       let service: StartedService;
 
       beforeAll(async () => {
-        service = await startService({ runtime });
+        service = await startService({ runtime, env });
         Object.assign(process.env, service.exported);
       }, 180_000);
 
@@ -40,8 +46,8 @@ export function describeWithJsSdks(topic: string, declare: (subject: Subject) =>
         await service?.stop();
       }, 60_000);
 
-      describe.each(GENERATIONS)('JavaScript SDK, $generation', ({ sdk }) => {
-        declare({ sdk, runtime, service: () => service });
+      describe.each(GENERATIONS)('JavaScript SDK, $generation', ({ sdk, generation }) => {
+        declare({ sdk, generation, runtime, service: () => service });
       });
     });
   }

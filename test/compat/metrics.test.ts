@@ -1,128 +1,102 @@
-import * as newest from '@e2b/code-interpreter';
-import * as older from 'code-interpreter-a';
 import { eventually } from '../agent/agent-fixture';
-import { runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-
-/** `getMetrics` of both generations of the official JavaScript SDK, unmodified. */
-const GENERATIONS = [
-  { generation: 'newest', Sandbox: newest.Sandbox, NotFound: newest.SandboxNotFoundError },
-  {
-    generation: '2.45 era',
-    // The older package's classes have the same methods; only private members make the types differ.
-    Sandbox: older.Sandbox as unknown as typeof newest.Sandbox,
-    NotFound: older.SandboxNotFoundError as unknown as typeof newest.SandboxNotFoundError,
-  },
-];
+import { describeWithJsSdks } from './js-sdks';
 
 const MIB = 1024 * 1024;
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  const describeRuntime = skip === undefined ? describe : describe.skip;
-  describeRuntime(`Metrics on ${runtime}${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
-    let service: StartedService;
-
-    beforeAll(async () => {
-      service = await startService({ runtime, env: { CELLBOX_METRICS_INTERVAL_MS: '200' } });
-      Object.assign(process.env, service.exported);
-    }, 180_000);
-
-    afterAll(async () => {
-      for (const name of Object.keys(service?.exported ?? {})) delete process.env[name];
-      await service?.stop();
-    }, 60_000);
-
-    describe.each(GENERATIONS)('$generation', ({ Sandbox, NotFound }) => {
-      it('has figures of a sandbox that was made this moment', async () => {
-        const before = Date.now();
-        const box = await Sandbox.create({ timeoutMs: 120_000 });
-        const [first] = await box.getMetrics();
-        expect(first).toMatchObject({
-          cpuCount: expect.any(Number) as number,
-          cpuUsedPct: expect.any(Number) as number,
-          memTotal: expect.any(Number) as number,
-        });
-        expect(first!.memUsed).toBeGreaterThan(MIB);
-        expect(first!.memTotal).toBeGreaterThan(first!.memUsed);
-        expect(first!.diskUsed).toBeGreaterThan(0);
-        expect(first!.diskTotal).toBeGreaterThanOrEqual(first!.diskUsed);
-        expect(first!.timestamp.getTime()).toBeGreaterThanOrEqual(before);
-        const byId = await Sandbox.getMetrics(box.sandboxId);
-        expect(byId[0]).toEqual(first);
-
-        await box.kill();
-        await expect(Sandbox.getMetrics(box.sandboxId)).rejects.toBeInstanceOf(NotFound);
+describeWithJsSdks(
+  'metrics',
+  ({ sdk }) => {
+    const { Sandbox, SandboxNotFoundError: NotFound } = sdk;
+    it('has figures of a sandbox that was made this moment', async () => {
+      const before = Date.now();
+      const box = await Sandbox.create({ timeoutMs: 120_000 });
+      const [first] = await box.getMetrics();
+      expect(first).toMatchObject({
+        cpuCount: expect.any(Number) as number,
+        cpuUsedPct: expect.any(Number) as number,
+        memTotal: expect.any(Number) as number,
       });
+      expect(first!.memUsed).toBeGreaterThan(MIB);
+      expect(first!.memTotal).toBeGreaterThan(first!.memUsed);
+      expect(first!.diskUsed).toBeGreaterThan(0);
+      expect(first!.diskTotal).toBeGreaterThanOrEqual(first!.diskUsed);
+      expect(first!.timestamp.getTime()).toBeGreaterThanOrEqual(before);
+      const byId = await Sandbox.getMetrics(box.sandboxId);
+      expect(byId[0]).toEqual(first);
 
-      it('tells the times that were asked for, and nothing of before', async () => {
-        const box = await Sandbox.create({ timeoutMs: 120_000 });
-        const all = await eventually(async () => {
-          const found = await box.getMetrics();
-          // Two whole seconds: the SDKs ask in seconds.
-          expect(found.at(-1)!.timestamp.getTime() - found[0]!.timestamp.getTime()).toBeGreaterThan(2_500);
-          return found;
-        });
-        const times = all.map(({ timestamp }) => timestamp.getTime());
-        expect(times).toEqual([...times].sort((one, other) => one - other));
-        const middle = new Date(times[0]! + 1_500);
-        const late = await box.getMetrics({ start: middle });
-        expect(late.length).toBeGreaterThan(0);
-        expect(late[0]!.timestamp.getTime()).toBeGreaterThanOrEqual(middle.getTime() - 1_000);
-        expect(late[0]!.timestamp.getTime()).toBeGreaterThan(times[0]!);
-        const early = await box.getMetrics({ end: middle });
-        expect(early[0]!.timestamp.getTime()).toBe(times[0]);
-        expect(early.at(-1)!.timestamp.getTime()).toBeLessThan(middle.getTime() + 1_500);
-        const hourBefore = { start: new Date(times[0]! - 3_600_000), end: new Date(times[0]! - 60_000) };
-        expect(await box.getMetrics(hourBefore)).toEqual([]);
-        await box.kill();
-      });
-
-      it('shows a busy processor and filled memory', async () => {
-        const box = await Sandbox.create({ timeoutMs: 120_000 });
-        await box.runCode('1');
-        const idle = await eventually(async () => {
-          const last = (await box.getMetrics()).at(-1)!;
-          expect(last.cpuUsedPct).toBeLessThan(8);
-          return last;
-        });
-        const began = Date.now();
-        await box.runCode('import time\nend = time.time() + 1.2\nwhile time.time() < end: pass');
-        const since = (await box.getMetrics()).filter(({ timestamp }) => timestamp.getTime() > began);
-        const busiest = Math.max(...since.map(({ cpuUsedPct }) => cpuUsedPct));
-        // 100 / cpuCount, less what others of this machine took of it.
-        expect(busiest).toBeGreaterThan(10);
-        expect(busiest).toBeLessThanOrEqual(100);
-
-        await box.runCode('data = bytearray(b"x" * 200_000_000)');
-        await eventually(async () =>
-          expect((await box.getMetrics()).at(-1)!.memUsed - idle.memUsed).toBeGreaterThan(180_000_000),
-        );
-        await box.runCode('del data');
-        await eventually(async () =>
-          expect((await box.getMetrics()).at(-1)!.memUsed - idle.memUsed).toBeLessThan(100_000_000),
-        );
-        await box.kill();
-      });
-
-      it('keeps the figures of a paused sandbox, and goes on when it is back', async () => {
-        const box = await Sandbox.create({ timeoutMs: 120_000 });
-        expect((await box.getMetrics()).length).toBeGreaterThan(0);
-        await box.pause();
-        const kept = await box.getMetrics();
-        expect(kept.length).toBeGreaterThan(0);
-        // Another one that runs shows that time enough has passed.
-        const other = await Sandbox.create({ timeoutMs: 120_000 });
-        await eventually(async () => expect((await other.getMetrics()).length).toBeGreaterThan(3));
-        await other.kill();
-        expect(await box.getMetrics()).toEqual(kept);
-        await box.connect({ timeoutMs: 120_000 });
-        await eventually(async () => {
-          const all = await box.getMetrics();
-          expect(all.slice(0, kept.length)).toEqual(kept);
-          expect(all.length).toBeGreaterThan(kept.length);
-        });
-        await box.kill();
-      });
+      await box.kill();
+      await expect(Sandbox.getMetrics(box.sandboxId)).rejects.toBeInstanceOf(NotFound);
     });
-  });
-}
+
+    it('tells the times that were asked for, and nothing of before', async () => {
+      const box = await Sandbox.create({ timeoutMs: 120_000 });
+      const all = await eventually(async () => {
+        const found = await box.getMetrics();
+        // Two whole seconds: the SDKs ask in seconds.
+        expect(found.at(-1)!.timestamp.getTime() - found[0]!.timestamp.getTime()).toBeGreaterThan(2_500);
+        return found;
+      });
+      const times = all.map(({ timestamp }) => timestamp.getTime());
+      expect(times).toEqual([...times].sort((one, other) => one - other));
+      const middle = new Date(times[0]! + 1_500);
+      const late = await box.getMetrics({ start: middle });
+      expect(late.length).toBeGreaterThan(0);
+      expect(late[0]!.timestamp.getTime()).toBeGreaterThanOrEqual(middle.getTime() - 1_000);
+      expect(late[0]!.timestamp.getTime()).toBeGreaterThan(times[0]!);
+      const early = await box.getMetrics({ end: middle });
+      expect(early[0]!.timestamp.getTime()).toBe(times[0]);
+      expect(early.at(-1)!.timestamp.getTime()).toBeLessThan(middle.getTime() + 1_500);
+      const hourBefore = { start: new Date(times[0]! - 3_600_000), end: new Date(times[0]! - 60_000) };
+      expect(await box.getMetrics(hourBefore)).toEqual([]);
+      await box.kill();
+    });
+
+    it('shows a busy processor and filled memory', async () => {
+      const box = await Sandbox.create({ timeoutMs: 120_000 });
+      await box.runCode('1');
+      const idle = await eventually(async () => {
+        const last = (await box.getMetrics()).at(-1)!;
+        expect(last.cpuUsedPct).toBeLessThan(8);
+        return last;
+      });
+      const began = Date.now();
+      await box.runCode('import time\nend = time.time() + 1.2\nwhile time.time() < end: pass');
+      const since = (await box.getMetrics()).filter(({ timestamp }) => timestamp.getTime() > began);
+      const busiest = Math.max(...since.map(({ cpuUsedPct }) => cpuUsedPct));
+      // 100 / cpuCount, less what others of this machine took of it.
+      expect(busiest).toBeGreaterThan(10);
+      expect(busiest).toBeLessThanOrEqual(100);
+
+      await box.runCode('data = bytearray(b"x" * 200_000_000)');
+      await eventually(async () =>
+        expect((await box.getMetrics()).at(-1)!.memUsed - idle.memUsed).toBeGreaterThan(180_000_000),
+      );
+      await box.runCode('del data');
+      await eventually(async () =>
+        expect((await box.getMetrics()).at(-1)!.memUsed - idle.memUsed).toBeLessThan(100_000_000),
+      );
+      await box.kill();
+    });
+
+    it('keeps the figures of a paused sandbox, and goes on when it is back', async () => {
+      const box = await Sandbox.create({ timeoutMs: 120_000 });
+      expect((await box.getMetrics()).length).toBeGreaterThan(0);
+      await box.pause();
+      const kept = await box.getMetrics();
+      expect(kept.length).toBeGreaterThan(0);
+      // Another one that runs shows that time enough has passed.
+      const other = await Sandbox.create({ timeoutMs: 120_000 });
+      await eventually(async () => expect((await other.getMetrics()).length).toBeGreaterThan(3));
+      await other.kill();
+      expect(await box.getMetrics()).toEqual(kept);
+      await box.connect({ timeoutMs: 120_000 });
+      await eventually(async () => {
+        const all = await box.getMetrics();
+        expect(all.slice(0, kept.length)).toEqual(kept);
+        expect(all.length).toBeGreaterThan(kept.length);
+      });
+      await box.kill();
+    });
+  },
+  { CELLBOX_METRICS_INTERVAL_MS: '200' },
+);

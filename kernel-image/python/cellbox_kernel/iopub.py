@@ -38,6 +38,11 @@ class CellboxIOPubThread(IOPubThread):
         if not self._is_master_process():  # a fork of the kernel: its messages go through the kernel's own thread
             super().send_multipart(msg, *args, **kwargs)
             return
+        if threading.get_ident() == self.thread.ident:
+            # Streams flush in this thread: what `flush()` has waited for is sent then, not one turn of the loop later,
+            # which C code that holds Python's lock would put off until it is done.
+            self._really_send(msg, *args, **kwargs)
+            return
         size = sum(memoryview(part).nbytes for part in msg)
         with self._pending_lock:
             self._pending_bytes += size

@@ -249,8 +249,8 @@ def test_a_forked_kernel_dies_with_a_killed_gateway(own, zygote_lives):
         os.kill(zygotes[0], signal.SIGKILL)
         eventually(lambda: zygotes[0] not in zygote_pids(gateway))
     # Busy in C code, where no thread of Python's runs; what tells us so has to be sent before that, by such a thread.
-    kernel.send_code("import re, time; print('now'); time.sleep(0.2); re.match(r'(a|a)*$', 'a' * 60 + 'b')")
-    while kernel.receive()[1]["content"].get("text") != "now\n":
+    kernel.send_code("import re; print('now', end='', flush=True); re.match(r'(a|a)*$', 'a' * 60 + 'b')")
+    while kernel.receive()[1]["content"].get("text") != "now":
         pass
     gateway.process.kill()
     for fd in ends:

@@ -10,6 +10,7 @@ import { DEFAULT_TEAM_ID as TEAM, Store } from '../../../service/sandboxes/store
 import { TEMPLATES } from '../../../service/sandboxes/templates';
 import { Secrets } from '../../../service/secrets';
 import { FakeEngine, FakeRuntime, gate } from '../../fakes/fake-runtime';
+import { createOptions } from './create-options';
 
 const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
 const TEMPLATE = 'cellboxcodeinterp001';
@@ -35,19 +36,8 @@ class FakeWarmer implements Warmer {
   }
 }
 
-function options(overrides: Partial<CreateOptions> = {}): CreateOptions {
-  return {
-    template: 'code-interpreter-v1',
-    timeoutSeconds: 300,
-    metadata: {},
-    env: {},
-    secure: true,
-    allowPublicTraffic: true,
-    allowInternetAccess: true,
-    autoPause: false,
-    ...overrides,
-  };
-}
+const options = (overrides: Partial<CreateOptions> = {}): CreateOptions =>
+  createOptions({ template: 'code-interpreter-v1', ...overrides });
 
 async function until(condition: () => boolean): Promise<void> {
   const deadline = Date.now() + WAIT_MS;

@@ -2,11 +2,11 @@ import { fileSignature } from '../../../protocol/signature';
 import { ServiceError } from '../../../service/errors';
 import { createLogger } from '../../../service/log';
 import { Secrets } from '../../../service/secrets';
-import type { CreateOptions } from '../../../service/sandboxes/sandbox';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { DEFAULT_TEAM_ID as TEAM, Store } from '../../../service/sandboxes/store';
 import { FakeEngine, FakeRuntime, gate } from '../../fakes/fake-runtime';
+import { createOptions } from './create-options';
 
 const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
 
@@ -31,20 +31,6 @@ class Told {
       check();
     });
   }
-}
-
-function options(overrides: Partial<CreateOptions> = {}): CreateOptions {
-  return {
-    template: 'base',
-    timeoutSeconds: 300,
-    metadata: {},
-    env: {},
-    secure: true,
-    allowPublicTraffic: true,
-    allowInternetAccess: true,
-    autoPause: false,
-    ...overrides,
-  };
 }
 
 describe('Sandboxes', () => {
@@ -99,7 +85,7 @@ describe('Sandboxes', () => {
     it('starts a machine with what was asked for', async () => {
       const sandbox = await sandboxes.create(
         TEAM,
-        options({
+        createOptions({
           env: { A: '1' },
           metadata: { m: 'x' },
           allowInternetAccess: false,
@@ -135,7 +121,7 @@ describe('Sandboxes', () => {
     it('never stores settings that only ride along with the resources', async () => {
       await sandboxes.close({ onStop: 'kill' });
       sandboxes = make({ resources: { ...RESOURCES, apiKey: 'e2b_secret' } as typeof RESOURCES });
-      await sandboxes.create(TEAM, options());
+      await sandboxes.create(TEAM, createOptions());
       expect((await store.listSandboxes())[0]?.resources).toEqual(RESOURCES);
     });
 
@@ -145,7 +131,7 @@ describe('Sandboxes', () => {
       let clock = 1_000_000;
       await sandboxes.close({ onStop: 'kill' });
       sandboxes = make({ now: () => clock });
-      const creating = sandboxes.create(TEAM, options({ timeoutSeconds: 10 }));
+      const creating = sandboxes.create(TEAM, createOptions({ timeoutSeconds: 10 }));
       clock += 4_000;
       slow.open();
       const sandbox = await creating;
@@ -159,7 +145,7 @@ describe('Sandboxes', () => {
       [{ timeoutSeconds: 3601 }, 'invalid_argument', 'Timeout cannot be greater than 1 hours'],
       [{ secure: false, allowPublicTraffic: false }, 'invalid_argument', expect.stringContaining('secure')],
     ])('refuses %j and starts nothing', async (overrides, code, message) => {
-      await expect(sandboxes.create(TEAM, options(overrides))).rejects.toMatchObject({ code, message });
+      await expect(sandboxes.create(TEAM, createOptions(overrides))).rejects.toMatchObject({ code, message });
       expect(engine.started).toEqual([]);
       expect(await store.listSandboxes()).toEqual([]);
     });
@@ -167,15 +153,15 @@ describe('Sandboxes', () => {
     it('counts sandboxes that are still starting against the limit', async () => {
       const slow = gate();
       engine.beforeStart = () => slow.opened;
-      const creating = [1, 2, 3].map(() => sandboxes.create(TEAM, options()));
-      await expect(sandboxes.create(TEAM, options())).rejects.toMatchObject({
+      const creating = [1, 2, 3].map(() => sandboxes.create(TEAM, createOptions()));
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({
         code: 'resource_exhausted',
         message: 'The limit of 3 concurrent sandboxes is reached',
       });
       slow.open();
       const [first] = await Promise.all(creating);
       await sandboxes.kill(TEAM, first?.id ?? '');
-      await sandboxes.create(TEAM, options());
+      await sandboxes.create(TEAM, createOptions());
     });
 
     it.each([
@@ -183,7 +169,7 @@ describe('Sandboxes', () => {
       ['no reason', new Error('secret detail'), 'internal', 'The sandbox could not be started'],
     ])('leaves nothing when the start fails with %s', async (_kind, failure, code, message) => {
       engine.beforeStart = () => Promise.reject(failure);
-      await expect(sandboxes.create(TEAM, options())).rejects.toMatchObject({ code, message });
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({ code, message });
       expect(engine.machines.size).toBe(0);
       expect(await store.listSandboxes()).toEqual([]);
       expect(sandboxes.list(TEAM)).toEqual([]);
@@ -198,7 +184,7 @@ describe('Sandboxes', () => {
         return slow.opened;
       };
       const caller = new AbortController();
-      const creating = sandboxes.create(TEAM, options(), caller.signal);
+      const creating = sandboxes.create(TEAM, createOptions(), caller.signal);
       const failed = expect(creating).rejects.toBeInstanceOf(ServiceError);
       await reached.opened;
       caller.abort();
@@ -213,7 +199,7 @@ describe('Sandboxes', () => {
       sandboxes = make({ startTimeoutMs: 50 });
       const stuck = gate();
       engine.beforeStart = () => stuck.opened;
-      await expect(sandboxes.create(TEAM, options())).rejects.toMatchObject({
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({
         code: 'deadline_exceeded',
         message: 'The sandbox did not start within 0.05 s',
       });
@@ -226,7 +212,7 @@ describe('Sandboxes', () => {
     it('gives the same sandbox to a replay, also while it starts, and refuses other options', async () => {
       const slow = gate();
       engine.beforeStart = () => slow.opened;
-      const keyed = options({ idempotencyKey: 'k1' });
+      const keyed = createOptions({ idempotencyKey: 'k1' });
       const both = [sandboxes.create(TEAM, keyed), sandboxes.create(TEAM, keyed)];
       await expect(sandboxes.create(TEAM, { ...keyed, timeoutSeconds: 1 })).rejects.toMatchObject({
         code: 'failed_precondition',
@@ -245,7 +231,7 @@ describe('Sandboxes', () => {
 
     it('frees the key of a create that failed', async () => {
       engine.beforeStart = () => Promise.reject(new ServiceError('unavailable', 'no'));
-      const keyed = options({ idempotencyKey: 'k1' });
+      const keyed = createOptions({ idempotencyKey: 'k1' });
       await expect(sandboxes.create(TEAM, keyed)).rejects.toMatchObject({ code: 'unavailable' });
       engine.beforeStart = () => Promise.resolve();
       await sandboxes.create(TEAM, keyed);
@@ -260,13 +246,13 @@ describe('Sandboxes', () => {
           },
         },
       });
-      await sandboxes.create(TEAM, options());
+      await sandboxes.create(TEAM, createOptions());
     });
   });
 
   describe('kill', () => {
     it('is done for every caller before the machine is gone', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const slow = gate();
       engine.beforeStop = () => slow.opened;
       await sandboxes.kill(TEAM, id);
@@ -283,7 +269,7 @@ describe('Sandboxes', () => {
     });
 
     it('is a conflict for whoever connects or extends at the same time', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const killing = sandboxes.kill(TEAM, id);
       await expect(sandboxes.connect(TEAM, id, { timeoutSeconds: 1 })).rejects.toMatchObject({
         code: 'failed_precondition',
@@ -296,7 +282,7 @@ describe('Sandboxes', () => {
     });
 
     it('succeeds once of two at the same time', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const results = await Promise.allSettled([sandboxes.kill(TEAM, id), sandboxes.kill(TEAM, id)]);
       expect(results.map((result) => result.status)).toEqual(['fulfilled', 'rejected']);
       expect(told.events.filter((event) => event.startsWith('ended'))).toHaveLength(1);
@@ -309,7 +295,7 @@ describe('Sandboxes', () => {
         reached.open();
         return slow.opened;
       };
-      const creating = sandboxes.create(TEAM, options());
+      const creating = sandboxes.create(TEAM, createOptions());
       const failed = expect(creating).rejects.toMatchObject({ code: 'failed_precondition' });
       await reached.opened;
       await sandboxes.kill(TEAM, engine.started[0] ?? '');
@@ -319,7 +305,7 @@ describe('Sandboxes', () => {
     });
 
     it('tries again when the machine would not end', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       let attempts = 0;
       const { ended } = engine.machine(id);
       engine.beforeStop = () => {
@@ -332,7 +318,7 @@ describe('Sandboxes', () => {
     });
 
     it('is refused to another team', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       await expect(sandboxes.kill('other', id)).rejects.toMatchObject({ code: 'not_found' });
       expect(() => sandboxes.get('other', id)).toThrow();
       expect(sandboxes.list('other')).toEqual([]);
@@ -342,13 +328,13 @@ describe('Sandboxes', () => {
 
   describe('deadline', () => {
     it('ends the sandbox', async () => {
-      const { id } = await sandboxes.create(TEAM, options({ timeoutSeconds: 0.05 }));
+      const { id } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 0.05 }));
       await told.until(`ended ${id}`);
       expect(sandboxes.find(id)).toBeUndefined();
     });
 
     it('pauses it where that was asked for', async () => {
-      const { id } = await sandboxes.create(TEAM, options({ timeoutSeconds: 0.05, autoPause: true }));
+      const { id } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 0.05, autoPause: true }));
       await told.until(`paused ${id}`);
       expect(sandboxes.get(TEAM, id).state).toBe('paused');
       expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
@@ -357,12 +343,12 @@ describe('Sandboxes', () => {
 
     it('ends it when it can not be paused', async () => {
       engine.beforePause = () => Promise.reject(new ServiceError('unavailable', 'no freezer'));
-      const { id } = await sandboxes.create(TEAM, options({ timeoutSeconds: 0.05, autoPause: true }));
+      const { id } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 0.05, autoPause: true }));
       await told.until(`ended ${id}`);
     });
 
     it('moves both ways, and no further than the longest time-out', async () => {
-      const { id, startedAt } = await sandboxes.create(TEAM, options({ timeoutSeconds: 60 }));
+      const { id, startedAt } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 60 }));
       await sandboxes.setTimeout(TEAM, id, 10);
       expect(sandboxes.get(TEAM, id).endAt).toBeLessThan(startedAt + 20_000);
       await sandboxes.setTimeout(TEAM, id, 1_000_000);
@@ -372,7 +358,7 @@ describe('Sandboxes', () => {
     });
 
     it('is now when it is set to nothing', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       await sandboxes.setTimeout(TEAM, id, 0);
       await told.until(`ended ${id}`);
     });
@@ -381,13 +367,13 @@ describe('Sandboxes', () => {
       await sandboxes.close({ onStop: 'kill' });
       let clock = Date.now();
       sandboxes = make({ now: () => clock });
-      const { id } = await sandboxes.create(TEAM, options({ timeoutSeconds: 3600 }));
+      const { id } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 3600 }));
       clock += 3_600_000;
       await expect(sandboxes.setTimeout(TEAM, id, 10)).rejects.toMatchObject({ code: 'invalid_argument' });
     });
 
     it('is only extended by a refresh, by at least 15 s', async () => {
-      const { id, endAt } = await sandboxes.create(TEAM, options({ timeoutSeconds: 60 }));
+      const { id, endAt } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 60 }));
       await sandboxes.refresh(TEAM, id, 1);
       expect(sandboxes.get(TEAM, id).endAt).toBe(endAt);
       await sandboxes.setTimeout(TEAM, id, 1);
@@ -396,7 +382,7 @@ describe('Sandboxes', () => {
     });
 
     it('is only extended by a connect', async () => {
-      const { id, endAt } = await sandboxes.create(TEAM, options({ timeoutSeconds: 60 }));
+      const { id, endAt } = await sandboxes.create(TEAM, createOptions({ timeoutSeconds: 60 }));
       expect(await sandboxes.connect(TEAM, id, { timeoutSeconds: 1 })).toMatchObject({ resumed: false });
       expect(sandboxes.get(TEAM, id).endAt).toBe(endAt);
       await sandboxes.connect(TEAM, id, { timeoutSeconds: 600 });
@@ -408,7 +394,7 @@ describe('Sandboxes', () => {
   });
 
   it('forgets a sandbox whose machine died, and clears what is left of it', async () => {
-    const { id } = await sandboxes.create(TEAM, options());
+    const { id } = await sandboxes.create(TEAM, createOptions());
     const stopped = gate();
     engine.beforeStop = (stoppedId) => {
       expect(stoppedId).toBe(id);
@@ -425,7 +411,7 @@ describe('Sandboxes', () => {
     it('keeps the id and both tokens, takes the sandbox from the edge, and drops the deadline', async () => {
       const created = await sandboxes.create(
         TEAM,
-        options({ timeoutSeconds: 0.2, allowPublicTraffic: false }),
+        createOptions({ timeoutSeconds: 0.2, allowPublicTraffic: false }),
       );
       const { id, accessToken, trafficToken, startedAt } = created;
       await sandboxes.pause(TEAM, id);
@@ -445,7 +431,7 @@ describe('Sandboxes', () => {
     });
 
     it('is waited for by a connect, and one of two connects resumes', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const slow = gate();
       engine.beforePause = () => slow.opened;
       const pausing = sandboxes.pause(TEAM, id);
@@ -459,7 +445,7 @@ describe('Sandboxes', () => {
     });
 
     it('leaves a running sandbox when it fails', async () => {
-      const { id, endAt } = await sandboxes.create(TEAM, options());
+      const { id, endAt } = await sandboxes.create(TEAM, createOptions());
       engine.beforePause = () => Promise.reject(new ServiceError('unavailable', 'no freezer'));
       await expect(sandboxes.pause(TEAM, id)).rejects.toMatchObject({ code: 'unavailable' });
       expect(sandboxes.find(id)).toMatchObject({ state: 'running', endAt });
@@ -468,7 +454,7 @@ describe('Sandboxes', () => {
     });
 
     it('can be killed in the middle', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const { ended } = engine.machine(id);
       const slow = gate();
       engine.beforePause = () => slow.opened;
@@ -481,10 +467,10 @@ describe('Sandboxes', () => {
     });
 
     it('can be killed afterwards, and in the middle of a resume', async () => {
-      const one = await sandboxes.create(TEAM, options());
+      const one = await sandboxes.create(TEAM, createOptions());
       await sandboxes.pause(TEAM, one.id);
       await sandboxes.kill(TEAM, one.id);
-      const two = await sandboxes.create(TEAM, options());
+      const two = await sandboxes.create(TEAM, createOptions());
       await sandboxes.pause(TEAM, two.id);
       const slow = gate();
       engine.beforeResume = () => slow.opened;
@@ -497,7 +483,7 @@ describe('Sandboxes', () => {
     });
 
     it('is what a resume demands', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const resume = { timeoutSeconds: 60, mustBePaused: true };
       await expect(sandboxes.connect(TEAM, id, resume)).rejects.toMatchObject({
         code: 'failed_precondition',
@@ -507,7 +493,7 @@ describe('Sandboxes', () => {
 
   describe('metrics', () => {
     it('are told from the first moment on, to the own team only, and until the end', async () => {
-      const { id, startedAt } = await sandboxes.create(TEAM, options());
+      const { id, startedAt } = await sandboxes.create(TEAM, createOptions());
       const [sample] = await sandboxes.listMetrics(TEAM, id, startedAt, Infinity);
       expect(sample).toMatchObject({ cpuCount: 2, cpuUsedPct: 12.5, memUsed: 52_428_800 });
       expect(await sandboxes.lastMetric(TEAM, id)).toEqual(sample);
@@ -521,7 +507,7 @@ describe('Sandboxes', () => {
     });
 
     it('stay over a pause, in which nothing is asked, and go on after it', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const before = await sandboxes.listMetrics(TEAM, id, 0, Infinity);
       await sandboxes.pause(TEAM, id);
       expect(await sandboxes.listMetrics(TEAM, id, 0, Infinity)).toEqual(before);
@@ -530,8 +516,8 @@ describe('Sandboxes', () => {
     });
 
     it('begin anew with a new process: at once for what runs, at its resume for what is paused', async () => {
-      const running = await sandboxes.create(TEAM, options());
-      const paused = await sandboxes.create(TEAM, options());
+      const running = await sandboxes.create(TEAM, createOptions());
+      const paused = await sandboxes.create(TEAM, createOptions());
       await sandboxes.pause(TEAM, paused.id);
       await restarted().adopt();
       expect(await sandboxes.listMetrics(TEAM, running.id, 0, Infinity)).toHaveLength(1);
@@ -546,11 +532,11 @@ describe('Sandboxes', () => {
       await sandboxes.close({ onStop: 'kill' });
       let clock = Date.now();
       sandboxes = make({ now: () => clock });
-      const a = await sandboxes.create(TEAM, options({ metadata: { user: 'ann', n: '1' } }));
+      const a = await sandboxes.create(TEAM, createOptions({ metadata: { user: 'ann', n: '1' } }));
       clock += 1000;
-      const b = await sandboxes.create(TEAM, options({ metadata: { user: 'bob' } }));
+      const b = await sandboxes.create(TEAM, createOptions({ metadata: { user: 'bob' } }));
       clock += 1000;
-      const c = await sandboxes.create(TEAM, options({ template: 'code-interpreter-v1' }));
+      const c = await sandboxes.create(TEAM, createOptions({ template: 'code-interpreter-v1' }));
       await sandboxes.pause(TEAM, b.id);
       const ids = (filter: Parameters<Sandboxes['list']>[1]) =>
         sandboxes.list(TEAM, filter).map((each) => each.id);
@@ -567,9 +553,9 @@ describe('Sandboxes', () => {
   });
 
   it('finds the sandbox that signed a file URL, and no paused or unsecured one', async () => {
-    const one = await sandboxes.create(TEAM, options());
-    await sandboxes.create(TEAM, options());
-    await sandboxes.create(TEAM, options({ secure: false }));
+    const one = await sandboxes.create(TEAM, createOptions());
+    await sandboxes.create(TEAM, createOptions());
+    await sandboxes.create(TEAM, createOptions({ secure: false }));
     const request = { operation: 'read', path: '/a b', username: '', expiration: undefined } as const;
     const signature = fileSignature(request, one.accessToken ?? '');
     expect(sandboxes.findBySignature({ ...request, signature })?.id).toBe(one.id);
@@ -584,8 +570,8 @@ describe('Sandboxes', () => {
 
   describe('adopt', () => {
     it('takes over running and paused sandboxes with their tokens and deadlines', async () => {
-      const one = await sandboxes.create(TEAM, options({ env: { A: '1' }, metadata: { m: 'ä' } }));
-      const two = await sandboxes.create(TEAM, options());
+      const one = await sandboxes.create(TEAM, createOptions({ env: { A: '1' }, metadata: { m: 'ä' } }));
+      const two = await sandboxes.create(TEAM, createOptions());
       await sandboxes.pause(TEAM, two.id);
       const before = JSON.stringify(sandboxes.list(TEAM).map(({ ...rest }) => ({ ...rest, instance: 0 })));
       const next = restarted();
@@ -601,9 +587,9 @@ describe('Sandboxes', () => {
     });
 
     it('removes half-made ones, orphans, and records without a machine', async () => {
-      const kept = await sandboxes.create(TEAM, options());
-      const lost = await sandboxes.create(TEAM, options());
-      const half = await sandboxes.create(TEAM, options());
+      const kept = await sandboxes.create(TEAM, createOptions());
+      const lost = await sandboxes.create(TEAM, createOptions());
+      const half = await sandboxes.create(TEAM, createOptions());
       const vanished = engine.machine(lost.id);
       engine.machines.delete(lost.id); // without a word, as when the host went down
       await store.updateSandbox(half.id, { state: 'starting' });
@@ -618,8 +604,8 @@ describe('Sandboxes', () => {
     });
 
     it('keeps deadlines that passed while no service was there', async () => {
-      const ended = await sandboxes.create(TEAM, options());
-      const paused = await sandboxes.create(TEAM, options({ autoPause: true }));
+      const ended = await sandboxes.create(TEAM, createOptions());
+      const paused = await sandboxes.create(TEAM, createOptions({ autoPause: true }));
       const past = Date.now() - 1000;
       await store.updateSandbox(ended.id, { endAt: past });
       await store.updateSandbox(paused.id, { endAt: past });
@@ -632,7 +618,7 @@ describe('Sandboxes', () => {
     it.each(['before the freeze was recorded', 'after the thaw, before it was recorded'])(
       'calls a sandbox paused when the service died %s',
       async (moment) => {
-        const { id } = await sandboxes.create(TEAM, options());
+        const { id } = await sandboxes.create(TEAM, createOptions());
         if (moment.startsWith('before')) await new FakeRuntime(engine).pause(id);
         else await store.updateSandbox(id, { state: 'paused', endAt: Date.now() - 5 });
         const next = restarted();
@@ -645,7 +631,7 @@ describe('Sandboxes', () => {
     );
 
     it('removes a sandbox that can not be reached', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       const { ended } = engine.machine(id);
       engine.beforeAdopt = () => Promise.reject(new ServiceError('unavailable', 'no agent'));
       expect(await restarted().adopt()).toEqual({ adopted: 0, removed: 1 });
@@ -656,7 +642,7 @@ describe('Sandboxes', () => {
 
   describe('close', () => {
     it('keeps sandboxes for the next process', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
       await sandboxes.close({ onStop: 'keep' });
       await sandboxes.close({ onStop: 'kill' });
       expect([...engine.machines.keys()]).toEqual([id]);
@@ -666,8 +652,8 @@ describe('Sandboxes', () => {
     });
 
     it('ends every sandbox where that was asked for, and a create under way in any case', async () => {
-      const { id } = await sandboxes.create(TEAM, options());
-      const paused = await sandboxes.create(TEAM, options());
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      const paused = await sandboxes.create(TEAM, createOptions());
       await sandboxes.pause(TEAM, paused.id);
       const slow = gate();
       const reached = gate();
@@ -675,7 +661,7 @@ describe('Sandboxes', () => {
         reached.open();
         return slow.opened;
       };
-      const creating = sandboxes.create(TEAM, options());
+      const creating = sandboxes.create(TEAM, createOptions());
       const failed = expect(creating).rejects.toBeInstanceOf(ServiceError);
       await reached.opened;
       const closing = sandboxes.close({ onStop: 'kill' });
@@ -684,7 +670,7 @@ describe('Sandboxes', () => {
       await failed;
       expect(engine.machines.size).toBe(0);
       expect(told.events).toContain(`ended ${id}`);
-      await expect(sandboxes.create(TEAM, options())).rejects.toMatchObject({ code: 'unavailable' });
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({ code: 'unavailable' });
     });
   });
 });

@@ -42,6 +42,18 @@ export function callerOf(context: HandlerContext): SandboxUser {
   return caller;
 }
 
+const jsonAnswerKey = createContextKey<Uint8Array | undefined>(undefined);
+
+/** Whether a unary call's answer will be JSON. */
+export function wantsJson(context: HandlerContext): boolean {
+  return context.requestHeader.get('content-type')?.startsWith('application/json') === true;
+}
+
+/** Gives the text of a unary call's answer in place of the message that its method returns: for long ones. */
+export function answerWithJson(context: HandlerContext, text: string): void {
+  context.values.set(jsonAnswerKey, Buffer.from(text));
+}
+
 /** Answers the RPCs of both services, in the Connect protocol with either codec. */
 export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
   const router = createConnectRouter({
@@ -67,13 +79,24 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
     const values = createContextValues().set(callerKey, caller);
     const call = universalRequestFromNodeRequest(request, response, undefined, values);
     try {
-      await universalResponseToNodeResponse(await handler(call), response);
+      const answer = await handler(call);
+      const json = values.get(jsonAnswerKey);
+      // Not when the method failed after all: its error is the answer then.
+      if (json !== undefined && answer.status === 200) {
+        answer.header?.set('content-length', String(json.length));
+        answer.body = once(json);
+      }
+      await universalResponseToNodeResponse(answer, response);
     } catch (error) {
       // What a handler throws is in its answer; this is about the connection, which the client may end at any time.
       if (!response.destroyed && !request.destroyed) log(`agent: ${path.slice(1)}: ${reason(error)}`);
       response.destroy();
     }
   };
+}
+
+async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
+  yield bytes;
 }
 
 /** Without this, whatever is not a ConnectError reaches the caller as an internal error that says nothing. */

@@ -159,6 +159,7 @@ function keyOf(name: Buffer): string {
   return name.toString('utf8', METADATA_PREFIX.length, name.length - 1);
 }
 
-function terminated(path: Buffer): Buffer {
+/** As calls of the C library take it. */
+export function terminated(path: Buffer): Buffer {
   return Buffer.concat([path, Buffer.from([0])]);
 }

@@ -25,9 +25,9 @@ function realPath(directory: string): string {
 }
 
 /** The path of a name in a directory. Stays text, which is quicker, as long as every name on the way is UTF-8. */
-export function childPath(directory: DiskPath, name: Buffer): DiskPath {
-  if (typeof directory === 'string' && isUtf8(name)) {
+export function childPath(directory: DiskPath, name: string | Buffer): DiskPath {
+  if (typeof directory === 'string' && (typeof name === 'string' || isUtf8(name))) {
     return directory.endsWith('/') ? directory + name.toString() : `${directory}/${name.toString()}`;
   }
-  return Buffer.concat([Buffer.from(directory), Buffer.from('/'), name]);
+  return Buffer.concat([Buffer.from(directory), Buffer.from('/'), Buffer.from(name)]);
 }

@@ -5,14 +5,15 @@ import { Code, ConnectError } from '@connectrpc/connect';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
 import type { Filesystem } from '../../../protocol/envd/gen/filesystem_pb';
 import type { AgentContext } from '../app';
-import { callerOf } from '../rpc';
+import { answerWithJson, callerOf, wantsJson } from '../rpc';
 import { resolvePath } from '../users';
 import type { SandboxUser } from '../users';
 import { makeDirectories } from './directories';
 import { entryView, readEntry } from './entry';
+import { entryJson } from './entry-codec';
 import { errorCode, fileFailure } from './failure';
 import { listDirectory } from './list';
-import { forClient } from './legacy-client';
+import { forClient, isLegacyClient } from './legacy-client';
 import { removeTree } from './remove';
 import { createWatchService } from './watch/watch-service';
 
@@ -84,6 +85,10 @@ export function createFilesystemService(context: AgentContext): Partial<ServiceI
       const { user, apiPath } = caller(call, request.path);
       const view = entryView(context, user);
       const entries = await listDirectory(view, apiPath, users.toDisk(apiPath), request.depth || 1);
+      if (wantsJson(call) && !isLegacyClient(call)) {
+        answerWithJson(call, JSON.stringify({ entries: entries.map(entryJson) }));
+        return {};
+      }
       return { entries: entries.map((entry) => forClient(call, entry)) };
     },
   };

@@ -4,22 +4,24 @@ import path from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { Code, ConnectError } from '@connectrpc/connect';
 import { FileType } from '../../../protocol/envd/gen/filesystem_pb';
-import type { EntryInfo } from '../../../protocol/envd/gen/filesystem_pb';
 import type { DiskPath } from '../xattr';
 import { childPath } from './disk-path';
 import { describe } from './entry';
-import type { EntryView } from './entry';
+import type { EntryView, FileEntry } from './entry';
 import { errorCode, fileFailure } from './failure';
 
 /** Entries are read synchronously for so long; then other requests get their turn. */
 const SLICE_MS = 8;
 
-/** Gives way to other work once a slice is used up. */
+/** Gives way to other work when a slice is used up. */
 class Slices {
   private startedAt = performance.now();
 
+  isUsedUp(): boolean {
+    return performance.now() - this.startedAt >= SLICE_MS;
+  }
+
   async turn(): Promise<void> {
-    if (performance.now() - this.startedAt < SLICE_MS) return;
     await setImmediate();
     this.startedAt = performance.now();
   }
@@ -38,18 +40,20 @@ export async function listDirectory(
   apiRoot: string,
   diskRoot: string,
   depth: number,
-): Promise<EntryInfo[]> {
+): Promise<FileEntry[]> {
   await requireDirectory(apiRoot, diskRoot);
-  const entries: EntryInfo[] = [];
+  const entries: FileEntry[] = [];
   const slices = new Slices();
 
   const walk = async (apiPrefix: string, diskPath: DiskPath, level: number): Promise<void> => {
-    for (const name of await namesIn(diskPath)) {
-      await slices.turn();
-      const place = childPath(diskPath, name);
-      let entry: EntryInfo;
+    for (const latin1 of await namesIn(diskPath)) {
+      if (slices.isUsedUp()) await slices.turn();
+      const bytes = ASCII.test(latin1) ? latin1 : Buffer.from(latin1, 'latin1');
+      const place = childPath(diskPath, bytes);
+      const name = bytes.toString();
+      let entry: FileEntry;
       try {
-        entry = describe(view, apiPrefix + name.toString(), place);
+        entry = describe(view, apiPrefix + name, place, name);
       } catch (error) {
         if (errorCode(error) === 'ENOENT') continue;
         throw error;
@@ -74,10 +78,11 @@ export async function listDirectory(
   return entries;
 }
 
-async function namesIn(directory: DiskPath): Promise<Buffer[]> {
-  return (await fs.readdir(directory, { encoding: 'buffer' })).sort((one, other) =>
-    Buffer.compare(one, other),
-  );
+const ASCII = /^[\0-\x7f]*$/;
+
+/** In the order of their bytes, one character for each: text sorts several times as fast as buffers do. */
+async function namesIn(directory: DiskPath): Promise<string[]> {
+  return (await fs.readdir(directory, { encoding: 'latin1' })).sort();
 }
 
 /** @throws ConnectError in the words and codes of the directory methods */

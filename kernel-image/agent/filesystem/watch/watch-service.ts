@@ -13,6 +13,7 @@ import type { AgentContext } from '../../app';
 import { callerOf, streamEvents } from '../../rpc';
 import { resolvePath } from '../../users';
 import { describe, entryView } from '../entry';
+import { entryMessage } from '../entry-codec';
 import { isLegacyClient } from '../legacy-client';
 import { Hub } from './hub';
 import { isNetworkMount } from './network-mount';
@@ -81,7 +82,7 @@ export function createWatchService(context: AgentContext, limits: WatchLimits = 
         apiPath,
         diskPath,
         recursive: request.recursive,
-        describe: view && ((spelled, place) => describe(view, spelled, place)),
+        describe: view && ((spelled, place) => entryMessage(describe(view, spelled, place))),
         maxEvents: limits.maxEvents,
       });
       await watcher.start(call.signal);

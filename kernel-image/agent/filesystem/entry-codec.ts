@@ -1,0 +1,80 @@
+import { create } from '@bufbuild/protobuf';
+import type { JsonObject } from '@bufbuild/protobuf';
+import { TimestampSchema } from '@bufbuild/protobuf/wkt';
+import type { Timestamp } from '@bufbuild/protobuf/wkt';
+import { EntryInfoSchema, FileType, FileTypeSchema } from '../../../protocol/envd/gen/filesystem_pb';
+import type { EntryInfo } from '../../../protocol/envd/gen/filesystem_pb';
+import type { FileEntry } from './entry';
+
+/** 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z: what the protocol can tell. Files may have any time. */
+const MIN_SECONDS = -62_135_596_800;
+const MAX_SECONDS = 253_402_300_799;
+
+export function entryMessage(entry: FileEntry): EntryInfo {
+  const message = create(EntryInfoSchema);
+  message.name = entry.name;
+  message.type = entry.type;
+  message.path = entry.path;
+  message.size = entry.size;
+  message.mode = entry.mode;
+  message.permissions = entry.permissions;
+  message.owner = entry.owner;
+  message.group = entry.group;
+  message.modifiedTime = timestamp(entry);
+  if (entry.symlinkTarget !== undefined) message.symlinkTarget = entry.symlinkTarget;
+  message.metadata = entry.metadata;
+  return message;
+}
+
+/**
+ * What the message's own conversion to JSON gives, which asks the schema about every field of every entry: 5 ms for a
+ * thousand of them, where this and its text take 1.5 ms.
+ */
+export function entryJson(entry: FileEntry): JsonObject {
+  const json: JsonObject = {};
+  if (entry.name !== '') json['name'] = entry.name;
+  if (entry.type !== FileType.UNSPECIFIED) json['type'] = typeName(entry.type);
+  if (entry.path !== '') json['path'] = entry.path;
+  if (entry.size !== 0n) json['size'] = entry.size.toString();
+  if (entry.mode !== 0) json['mode'] = entry.mode;
+  json['permissions'] = entry.permissions;
+  if (entry.owner !== '') json['owner'] = entry.owner;
+  if (entry.group !== '') json['group'] = entry.group;
+  if (hasTime(entry)) json['modifiedTime'] = timeText(entry);
+  if (entry.symlinkTarget !== undefined) json['symlinkTarget'] = entry.symlinkTarget;
+  for (const _ in entry.metadata) {
+    json['metadata'] = entry.metadata;
+    break;
+  }
+  return json;
+}
+
+function typeName(type: FileType): string {
+  return FileTypeSchema.value[type]?.name ?? '';
+}
+
+/** Files without a time have the epoch itself: no time is told. */
+function hasTime(entry: FileEntry): boolean {
+  return entry.modifiedSeconds !== 0 || entry.modifiedNanos !== 0;
+}
+
+function tellableSeconds(entry: FileEntry): number {
+  return Math.min(Math.max(entry.modifiedSeconds, MIN_SECONDS), MAX_SECONDS);
+}
+
+function timestamp(entry: FileEntry): Timestamp | undefined {
+  if (!hasTime(entry)) return undefined;
+  const time = create(TimestampSchema);
+  time.seconds = BigInt(tellableSeconds(entry));
+  time.nanos = entry.modifiedNanos;
+  return time;
+}
+
+/** With no decimals, or three, six or nine of them, as JSON of the protocol has it. */
+function timeText(entry: FileEntry): string {
+  const whole = new Date(tellableSeconds(entry) * 1000).toISOString().slice(0, -5);
+  if (entry.modifiedNanos === 0) return `${whole}Z`;
+  let decimals = String(entry.modifiedNanos).padStart(9, '0');
+  while (decimals.endsWith('000')) decimals = decimals.slice(0, -3);
+  return `${whole}.${decimals}Z`;
+}

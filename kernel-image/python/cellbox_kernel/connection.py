@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
 from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+import zmq
 from tornado import web
+from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from .nudge import Nudge
@@ -23,6 +26,11 @@ V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 HIGH_WATER_BYTES = 16 * 1024 * 1024
 LOW_WATER_BYTES = 4 * 1024 * 1024
 
+# Messages that have arrived together leave together, up to about so many bytes.
+TURN_BYTES = 1024 * 1024
+# First byte of a WebSocket frame: a whole binary message.
+_FINAL_BINARY = 0x82
+
 # A kernel that has no process for longer does not get one any more.
 START_SECONDS = 60.0
 ALIVE_POLL_SECONDS = 0.05
@@ -34,6 +42,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     Differs from the stock one:
     - TCP_NODELAY. Without it Nagle's algorithm meets the client's delayed ACK: 40 ms on every small execution.
     - No limit on message or data rate; output is never dropped.
+    - Messages that arrive in one turn of the loop leave in one write: a small execution causes five, and each write
+      wakes everyone on the way to the client.
     - Memory is bounded when the client reads slowly.
     - Requests wait until the kernel's output is known to arrive here, when the client connects as well as when the
       kernel process is replaced. In the second case those that the old process never answered are dropped.
@@ -51,6 +61,9 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._nudge: Nudge | None = None
         # What the last connection of this session could not deliver: channel and parts.
         self._replay: list[tuple[str, list[bytes]]] = []
+        # What leaves at the end of this turn: channel and parts.
+        self._outgoing: list[tuple[str, list[bytes]]] = []
+        self._outgoing_bytes = 0
         self._unsent_bytes = 0
         self._paused = False
 
@@ -110,6 +123,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         if nudge is not None:
             nudge.close()
             self._replay += [("iopub", parts) for parts in nudge.heard]
+        self._replay += self._outgoing
+        self._outgoing, self._outgoing_bytes = [], 0
         super().disconnect()
         buffer = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
         if self._replay and buffer and buffer["channels"] is self.channels:
@@ -136,6 +151,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         iopub = self.channels.get("iopub")
         if iopub is not None and not iopub.closed():
             iopub.flush()  # what the process itself said comes first
+        self._write_outgoing()
         message = self.session.msg("status", {"execution_state": status})
         # The stock message can't carry it.
         message["metadata"] = {"cellbox": self.kernel_manager.last_ending or {}}
@@ -157,26 +173,48 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         if self.subprotocol != V1_PROTOCOL or not self.multi_kernel_manager.allow_tracebacks:
             super().handle_outgoing_message(stream, outgoing_msg)
             return
-        # The parts pass through as bytes: nothing here needs to know what they say.
-        _, parts = self.session.feed_identities(outgoing_msg)
-        self._send(serialize_msg_to_ws_v1(parts[1:], stream.channel))
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._write_outgoing)
+        self._outgoing.append((stream.channel, outgoing_msg))
+        self._outgoing_bytes += sum(map(len, outgoing_msg))
+        if self._outgoing_bytes > TURN_BYTES:
+            self._write_outgoing()
 
-    def _send(self, message: bytes) -> None:
+    def _receive(self, stream: Any, message: list[bytes]) -> None:
+        """One message, and those that have arrived behind it."""
         try:
-            sent = self.write_message(message, binary=True)
-        except WebSocketClosedError:
+            self.handle_outgoing_message(stream, message)
+            # After a write the stream comes back for the rest: others get their turn.
+            while self._outgoing and not stream.closed():
+                self.handle_outgoing_message(stream, stream.socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            pass
+
+    def _write_outgoing(self) -> None:
+        messages, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
+        connection = self.websocket_handler.ws_connection
+        if not messages or connection is None:
+            return
+        chunks: list[bytes] = []
+        for channel, parts in messages:
+            # The parts pass through as bytes: nothing here needs to know what they say.
+            message = serialize_msg_to_ws_v1(self.session.feed_identities(parts)[1][1:], channel)
+            chunks += frame_head(len(message)), message
+        data = b"".join(chunks)
+        try:
+            sent = connection.stream.write(data)
+        except StreamClosedError:
             return  # the close event follows and tears this connection down
-        socket_stream = self.websocket_handler.ws_connection.stream
-        if not socket_stream.writing():
+        if not connection.stream.writing():
             return  # the socket took it all: the usual case, not worth accounting for
-        size = len(message)
+        size = len(data)
         self._unsent_bytes += size
         sent.add_done_callback(lambda future: self._on_sent(future, size))
         if self._unsent_bytes > HIGH_WATER_BYTES and not self._paused:
             self._paused = True
             # Replies wait too, or one would overtake the output that belongs before it.
-            for channel in self.channels.values():
-                channel.stop_on_recv()
+            for stream in self.channels.values():
+                stream.stop_on_recv()
 
     def _on_sent(self, future: asyncio.Future[None], size: int) -> None:
         future.exception()  # a closed socket; retrieved so that asyncio does not complain
@@ -190,7 +228,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     def _listen(self) -> None:
         for stream in self.channels.values():
             if not stream.closed():
-                stream.on_recv_stream(self.handle_outgoing_message)
+                stream.on_recv_stream(self._receive)
 
     def _renew_channels(self) -> None:
         """Replaces the ZeroMQ sockets and holds requests until the new kernel answers on them.
@@ -239,3 +277,12 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self.log.warning("Kernel %s does not answer; its connection is closed", self.kernel_id)
         self._nudge = None
         self.websocket_handler.close(1011, "The kernel does not answer")
+
+
+def frame_head(size: int) -> bytes:
+    """What precedes a binary message of so many bytes in a server's WebSocket frame. Source: RFC 6455 §5.2."""
+    if size < 126:
+        return bytes((_FINAL_BINARY, size))
+    if size < 65_536:
+        return struct.pack("!BBH", _FINAL_BINARY, 126, size)
+    return struct.pack("!BBQ", _FINAL_BINARY, 127, size)

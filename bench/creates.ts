@@ -1,124 +1,142 @@
 import { performance } from 'node:perf_hooks';
 import { Sandbox } from '@e2b/code-interpreter';
-import type { PoolInfo } from '../protocol/native';
+import { figuresOf } from './figures';
+import type { Section } from './figures';
+import { startGatewayContainer } from './gateway-container';
 import type { MachineFloor } from './machine-floor';
+import { POOLED, poolOf, quiet, setPool, UNPOOLED } from './native';
+import type { Service } from './service';
+import { CHART, isChart } from './scenarios';
+import { formatSummary, markdownTable, ratioOf, summarise } from './statistics';
 
-/** Where the service is, and the key for it. */
-export interface Service {
-  readonly url: string;
-  readonly apiKey: string;
-}
-
-/** Milliseconds of one row, beside those of the floor: to the agent's connection, or to the kernel's first answer. */
-export interface CreateRow {
+/** Milliseconds of one row, by column. */
+interface CreateRow {
   readonly name: string;
-  readonly samples: number[];
-  readonly floor: number[];
+  readonly samples: Record<'Cellbox' | 'floor' | 'docker run', number[]>;
 }
 
-const CREATE_ROWS = [
-  'create (pooled)',
-  'create → first result (pooled)',
-  'create (cold)',
-  'create → first result (cold)',
-] as const;
-
-const POOLED = 'code-interpreter-v1';
-/** A template without a pool: each of its sandboxes is a cold start. */
-const UNPOOLED = 'base';
 const POOL_SIZE = 2;
-const FILL_DEADLINE_MS = 120_000;
-const POLL_MS = 100;
-/** What a full pool and an ended sandbox still have to do in the background. */
-const SETTLE_MS = 500;
 
-/** `Sandbox.create` and a first `1+1` in it, through the official SDK; the pool is full before each round. */
+export const CREATE_ROWS = {
+  pooled: 'create (pooled)',
+  pooledFirst: 'create → first result (pooled)',
+  firstChart: 'first chart (pooled)',
+  cold: 'create (cold)',
+  coldFirst: 'create → first result (cold)',
+} as const;
+
+/**
+ * `Sandbox.create` and what is run first there, through the official SDK; the pool is full before each round. `image`:
+ * what `docker run` makes a container from that has a gateway and no service.
+ */
 export async function measureCreates(
   service: Service,
   floor: MachineFloor,
-  quick: boolean,
-): Promise<CreateRow[]> {
-  const rows = CREATE_ROWS.map((name): CreateRow => ({ name, samples: [], floor: [] }));
-  const [pooled, pooledFirst, cold, coldFirst] = rows as [CreateRow, CreateRow, CreateRow, CreateRow];
-  const rounds = quick ? 3 : 30;
-  const coldEvery = quick ? 1 : 5;
+  options: { quick: boolean; image: string | undefined },
+): Promise<Section> {
+  const row = (name: string): CreateRow => ({ name, samples: { Cellbox: [], floor: [], 'docker run': [] } });
+  const rows = {
+    pooled: row(CREATE_ROWS.pooled),
+    pooledFirst: row(CREATE_ROWS.pooledFirst),
+    firstChart: row(CREATE_ROWS.firstChart),
+    cold: row(CREATE_ROWS.cold),
+    coldFirst: row(CREATE_ROWS.coldFirst),
+  };
+  const rounds = options.quick ? 3 : 30;
+  const coldEvery = options.quick ? 1 : 5;
   await setPool(service, POOL_SIZE);
   try {
     // The round before the first is not counted: it meets cold code of SDK and service.
     for (let round = -1; round < rounds; round++) {
-      await quiet(service);
-      const before = await poolOf(service);
-      const warm = await measure(service, POOLED);
-      const after = await poolOf(service);
-      if (after.claimed_total !== before.claimed_total + 1)
-        throw new Error('a create did not come from the pool');
+      const warm = await measurePooled(service);
       if (round < 0) continue;
-      pooled.samples.push(warm.create);
-      pooledFirst.samples.push(warm.first);
+      rows.pooled.samples.Cellbox.push(warm.create);
+      rows.pooledFirst.samples.Cellbox.push(warm.first);
       if (round % coldEvery !== 0) continue;
+      rows.firstChart.samples.Cellbox.push((await measurePooled(service, CHART)).run);
       await quiet(service);
       const least = await floor.start();
       await quiet(service);
-      const fresh = await measure(service, UNPOOLED);
-      cold.samples.push(fresh.create);
-      coldFirst.samples.push(fresh.first);
-      for (const row of [pooled, cold]) row.floor.push(least.agent);
-      for (const row of [pooledFirst, coldFirst]) row.floor.push(least.kernel);
+      const fresh = await measureCreate(service, UNPOOLED, '1+1');
+      rows.cold.samples.Cellbox.push(fresh.create);
+      rows.coldFirst.samples.Cellbox.push(fresh.first);
+      for (const each of [rows.pooled, rows.cold]) each.samples.floor.push(least.agent);
+      for (const each of [rows.pooledFirst, rows.coldFirst]) each.samples.floor.push(least.kernel);
+      if (options.image === undefined) continue;
+      await quiet(service);
+      const container = await startGatewayContainer(options.image);
+      await container.close();
+      for (const each of [rows.pooledFirst, rows.coldFirst])
+        each.samples['docker run'].push(container.firstResultMs);
     }
   } finally {
     await setPool(service, 0);
   }
-  return rows;
+  return section(Object.values(rows), floor.description);
 }
 
-async function measure(
+/** One create that came from the pool, and ran the code first. */
+export async function measurePooled(
+  service: Service,
+  code = '1+1',
+): Promise<{ create: number; first: number; run: number }> {
+  await quiet(service);
+  const before = await poolOf(service);
+  const measured = await measureCreate(service, POOLED, code);
+  const after = await poolOf(service);
+  if (after.claimed_total !== before.claimed_total + 1)
+    throw new Error('a create did not come from the pool');
+  return measured;
+}
+
+async function measureCreate(
   { url, apiKey }: Service,
   template: string,
-): Promise<{ create: number; first: number }> {
+  code: string,
+): Promise<{ create: number; first: number; run: number }> {
   const started = performance.now();
   const sandbox = await Sandbox.create(template, { apiKey, apiUrl: url, sandboxUrl: url });
   try {
     const create = performance.now() - started;
-    const execution = await sandbox.runCode('1+1');
+    const execution = await sandbox.runCode(code);
     const first = performance.now() - started;
-    if (execution.text !== '2') throw new Error(`1+1 in a new sandbox: ${JSON.stringify(execution)}`);
-    return { create, first };
+    const isRight = code === CHART ? isChart(execution.results[0]) : execution.text === '2';
+    if (!isRight) throw new Error(`${code} in a new sandbox: ${JSON.stringify(execution).slice(0, 1000)}`);
+    return { create, first, run: first - create };
   } finally {
     await sandbox.kill();
   }
 }
 
-/** Waits until the pool is full and nothing else is under way. */
-async function quiet(service: Service): Promise<void> {
-  const deadline = Date.now() + FILL_DEADLINE_MS;
-  for (;;) {
-    const { ready, starting, target, last_error } = await poolOf(service);
-    if (ready === target && starting === 0) break;
-    if (Date.now() > deadline) throw new Error(`the pool is not full: ${last_error ?? 'it says no why'}`);
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  }
-  await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
-}
-
-async function poolOf(service: Service): Promise<PoolInfo> {
-  const { items } = (await ask(service, 'GET', '/v1/pools')) as { items: PoolInfo[] };
-  const pool = items.find((each) => each.template === POOLED);
-  if (pool === undefined) throw new Error(`there is no pool of ${POOLED}`);
-  return pool;
-}
-
-async function setPool(service: Service, target: number): Promise<void> {
-  await ask(service, 'PUT', `/v1/pools/${POOLED}`, { target });
-}
-
-async function ask({ url, apiKey }: Service, method: string, path: string, body?: object): Promise<unknown> {
-  const response = await fetch(url + path, {
-    method,
-    headers: { 'x-api-key': apiKey, 'content-type': 'application/json' },
-    ...(body !== undefined && { body: JSON.stringify(body) }),
-    signal: AbortSignal.timeout(10_000),
-  });
-  if (!response.ok)
-    throw new Error(`${method} ${path} answered ${response.status}: ${await response.text()}`);
-  return response.json();
+function section(rows: readonly CreateRow[], floor: string): Section {
+  const cell = (values: readonly number[]): string =>
+    values.length === 0 ? '–' : formatSummary(summarise(values));
+  return {
+    name: 'create',
+    figures: Object.assign(
+      {},
+      ...rows.flatMap(({ name, samples }) =>
+        Object.entries(samples).map(([column, values]) => figuresOf(name, column, values)),
+      ),
+    ),
+    data: { rows, floor },
+    lines: [
+      markdownTable(
+        ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', 'docker run + gateway', '÷ floor', '÷ docker run'],
+        rows.map(({ name, samples }) => [
+          name,
+          String(samples.Cellbox.length),
+          cell(samples.Cellbox),
+          cell(samples.floor),
+          cell(samples['docker run']),
+          ratioOf(samples.Cellbox, samples.floor),
+          ratioOf(samples.Cellbox, samples['docker run']),
+        ]),
+      ),
+      '',
+      `Floor: ${floor}, without any service; until its agent has connected, and for results until a kernel has answered. ` +
+        'docker run + gateway: a container of the same image with the stock gateway, its port published, a plain kernel.',
+      '',
+    ],
+  };
 }

@@ -1,177 +1,176 @@
-import { execFile } from 'node:child_process';
-import fs from 'node:fs/promises';
-import os from 'node:os';
 import path from 'node:path';
-import { parseArgs, promisify } from 'node:util';
 import { loadConfig } from '../service/config';
 import type { Config } from '../service/config';
 import { prepareImage } from '../service/prepare';
 import { preparePython } from '../service/runtime/local-python';
+import { measureBurst } from './burst';
 import { startCellbox } from './cellbox';
 import type { Cellbox } from './cellbox';
-import { computerTable, measureComputer } from './computer';
-import type { ComputerRow } from './computer';
+import { measureComputer } from './computer';
 import { measureCreates } from './creates';
-import type { CreateRow } from './creates';
 import { startDockerRival } from './docker-rival';
+import type { Section } from './figures';
+import { guard } from './guard-run';
+import { measureLoad } from './load';
 import { dockerFloor, localFloor } from './machine-floor';
+import { measureMemory } from './memory';
+import { GROUPS, HELP, readOptions } from './options';
+import type { Group, Options } from './options';
+import { measureOutputs } from './outputs';
 import { startRawCopy } from './raw-copy';
 import { startRawZeroMq } from './raw-zeromq';
+import { report } from './report';
+import { measureRestart } from './restart';
+import { connectRival } from './rival';
+import { measureScenario, scenariosSection } from './rounds';
+import type { Measured } from './rounds';
 import { SETUP, scenarios } from './scenarios';
-import type { Scenario } from './scenarios';
-import { formatSummary, markdownTable, summarise } from './statistics';
-import type { Summary } from './statistics';
+import type { ServiceOptions } from './service';
 import { startStockGateway } from './stock-gateway';
-import type { Subject } from './subject';
+import { Subjects } from './subjects';
 
 /*
  * `npm run bench`: the same code through Cellbox, a stock kernel gateway and bare ZeroMQ, on the same machine in the
  * same minutes. Rounds are interleaved, so that a busy moment of the machine hits all of them alike.
  */
 
-const HELP = `Usage: npm run bench -- [--quick] [--runtime local|docker] [--python <path>] [--only <scenario>]
-
-  --quick      few rounds, for CI: proves that everything works, the numbers are coarse
-  --runtime    where Cellbox runs its sandboxes (default local)
-  --python     interpreter for the stock gateway and for raw ZeroMQ; default: the local runtime's own environment,
-               which is made where \`npm start\` makes it
-  --only       a scenario by name, may be given several times; \`create\` is all rows about new
-               sandboxes, \`computer\` those about commands and files`;
-
-interface Measured {
-  scenario: string;
-  /** Milliseconds by subject's name, in the order measured. */
-  samples: Record<string, number[]>;
-}
-
-/** The name of all rows about new sandboxes: they are measured together. */
-const CREATES = 'create';
-/** All rows about commands and files. */
-const COMPUTER = 'computer';
-
 /** dist/bench.js lies one below the root. */
 const ROOT = path.join(__dirname, '..');
+/** A first start may build an image. */
+const START_SECONDS = 1800;
+const RESTART_SANDBOXES = 20;
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: {
-      quick: { type: 'boolean', default: false },
-      runtime: { type: 'string', default: 'local' },
-      python: { type: 'string' },
-      only: { type: 'string', multiple: true },
-      help: { type: 'boolean', default: false },
-    },
-  });
-  if (values.help) {
+  const options = readOptions(process.argv.slice(2));
+  if (options.help) {
     console.log(HELP);
     return;
   }
-  const { runtime } = values;
-  if (runtime !== 'local' && runtime !== 'docker')
-    throw new Error(`--runtime ${runtime}: must be local or docker`);
-  const all = scenarios(values.quick);
-  const names: string[] = [...all.map((each) => each.name), COMPUTER, CREATES];
-  const isChosen = (name: string): boolean => values.only?.includes(name) ?? true;
-  const chosen = all.filter((each) => isChosen(each.name));
-  const unknown = values.only?.filter((name) => !names.includes(name)) ?? [];
-  if (unknown.length > 0) {
-    throw new Error(`--only ${unknown.join(', ')}: must be of ${names.join(', ')}`);
-  }
-
   const config = loadConfig(process.env, []);
   const pythonDir = config.pythonDir ?? config.dataDir;
-  const python =
-    values.python ??
-    (
-      await preparePython({
-        dataDir: pythonDir,
-        kernelImageDir: path.join(ROOT, 'kernel-image'),
-        onProgress: (text) => console.error(text),
-      })
-    ).python;
-
-  const subjects: Subject[] = [];
-  let cellbox: Cellbox | undefined;
-  const endAll = async (): Promise<void> => {
-    for (const subject of subjects.splice(0).reverse()) {
-      await subject.close().catch((error: unknown) => {
-        console.error(`ending ${subject.name}: ${String(error)}`);
-        process.exitCode = 1;
-      });
-    }
-  };
+  const python = options.python ?? (await localPython(pythonDir));
+  const service = { root: ROOT, runtime: options.runtime, pythonDir, startSeconds: START_SECONDS };
+  const subjects = new Subjects();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    process.once(signal, () => void endAll().then(() => process.exit(130)));
+    process.once(signal, () => void subjects.close().then(() => process.exit(130)));
   }
   try {
-    const starts: [string, () => Promise<Subject>][] = [
-      [
-        'Cellbox',
-        async () => (cellbox = await startCellbox({ root: ROOT, runtime, pythonDir, startSeconds: 1800 })),
-      ],
-      ['stock gateway', () => startStockGateway(python)],
-      ['raw ZeroMQ', () => startRawZeroMq(ROOT, python)],
-    ];
-    for (const [name, start] of starts) {
-      console.error(`starting ${name}`);
-      subjects.push(await start());
+    if (options.guard) {
+      process.exitCode = (await guard(subjects, service, python)) ? 0 : 1;
+      return;
     }
-    for (const subject of subjects) await subject.run(SETUP);
+    const sections = await measureAll(options, { config, python, service, subjects });
+    await report(sections, subjects.list, { ...options, root: ROOT, python });
+  } finally {
+    await subjects.close();
+  }
+}
+
+async function localPython(dataDir: string): Promise<string> {
+  const { python } = await preparePython({
+    dataDir,
+    kernelImageDir: path.join(ROOT, 'kernel-image'),
+    onProgress: (text) => console.error(text),
+  });
+  return python;
+}
+
+interface Means {
+  config: Config;
+  python: string;
+  service: ServiceOptions;
+  subjects: Subjects;
+}
+
+async function measureAll(options: Options, means: Means): Promise<Section[]> {
+  const { config, python, service, subjects } = means;
+  const { quick, runtime, isChosen } = options;
+  const sections: Section[] = [];
+  // Found once: who edits the kernel package while this runs shall not have it built between two rows.
+  let prepared: Promise<string> | undefined;
+  const image = async (): Promise<string | undefined> =>
+    runtime === 'docker' ? (prepared ??= prepareImage(config, (line) => console.error(line))) : undefined;
+
+  // These two start services of their own, and nothing else may run beside them.
+  if (isChosen('memory')) {
+    say('memory');
+    const memory = await measureMemory(service, { python, image: await image() });
+    if (memory === undefined) console.error('memory of processes can not be read here: left out');
+    else sections.push(memory);
+  }
+  if (isChosen('restart')) {
+    say('restart');
+    sections.push(await measureRestart(service, Math.min(RESTART_SANDBOXES, options.sandboxes)));
+  }
+  const chosen = scenarios(quick).filter(({ name }) => isChosen(name));
+  const others = GROUPS.filter((name) => !['memory', 'restart'].includes(name) && isChosen(name));
+  if (chosen.length === 0 && others.length === 0) return sections;
+
+  const cellbox = await subjects.start('Cellbox', () => startCellbox(service));
+  if (chosen.length > 0) {
+    for (const nodelay of [false, true])
+      await subjects.start('a stock gateway', () => startStockGateway({ root: ROOT, python, nodelay }));
+  }
+  if (chosen.length > 0 || isChosen('outputs'))
+    await subjects.start('raw ZeroMQ', () => startRawZeroMq(ROOT, python));
+  if (options.rival !== undefined) {
+    const { rival } = options;
+    await subjects.start('the rival', () => connectRival(rival));
+  }
+  if (chosen.length > 0) {
+    for (const subject of subjects.list) await subject.run(SETUP);
     const measured: Measured[] = [];
     for (const scenario of chosen) {
-      console.error(`measuring ${scenario.name}: ${scenario.warmup} + ${scenario.rounds} rounds`);
-      measured.push(await measure(scenario, subjects));
+      say(`${scenario.name}: ${scenario.warmup} + ${scenario.rounds} rounds`);
+      measured.push(await measureScenario(scenario, subjects.list));
     }
-    let computer: ComputerRow[] | undefined;
-    if (isChosen(COMPUTER) && cellbox !== undefined) {
-      console.error(`measuring ${COMPUTER}`);
-      computer = await measureWithRivals(cellbox, runtime === 'docker' ? config : undefined, values.quick);
-    }
-    let creates: Creates | undefined;
-    if (isChosen(CREATES) && cellbox !== undefined) {
-      console.error(`measuring ${CREATES}: some minutes, most of them waiting for the pool`);
+    sections.unshift(scenariosSection(measured, subjects.list));
+  }
+  for (const group of others) {
+    say(group);
+    sections.push(await measureGroup(group, cellbox, options, means, image));
+  }
+  return sections;
+}
+
+async function measureGroup(
+  group: Group,
+  cellbox: Cellbox,
+  { quick, sandboxes, seconds, runtime }: Options,
+  { config, python, subjects }: Means,
+  image: () => Promise<string | undefined>,
+): Promise<Section> {
+  switch (group) {
+    case 'computer':
+      return measureWithRivals(cellbox, await image(), quick);
+    case 'create': {
       const floor = runtime === 'docker' ? await dockerFloor(config) : await localFloor(python);
       try {
-        creates = { rows: await measureCreates(cellbox, floor, values.quick), floor: floor.description };
+        return await measureCreates(cellbox.service, floor, { quick, image: await image() });
       } finally {
         await floor.close();
       }
     }
-    await report(measured, computer, creates, subjects, { quick: values.quick, runtime, python });
-  } finally {
-    await endAll();
+    case 'outputs':
+      return measureOutputs(cellbox.service, subjects.find('raw ZeroMQ'), quick);
+    case 'load':
+      return measureLoad(cellbox.service, { sandboxes, seconds });
+    case 'burst':
+      return measureBurst(cellbox.service, { creates: sandboxes, pool: Math.ceil(sandboxes / 5) });
+    default:
+      throw new Error(`${group} has no service beside others`);
   }
 }
 
-async function measure(scenario: Scenario, subjects: readonly Subject[]): Promise<Measured> {
-  const samples = Object.fromEntries(subjects.map((subject): [string, number[]] => [subject.name, []]));
-  for (let round = 0; round < scenario.warmup + scenario.rounds; round++) {
-    for (let turn = 0; turn < subjects.length; turn++) {
-      // Whoever comes first in a round may find caches cold, so they take turns.
-      const subject = subjects[(turn + round) % subjects.length];
-      if (subject === undefined) continue;
-      const sample =
-        scenario.where === 'same context'
-          ? await subject.run(scenario.code)
-          : await subject.newContext(scenario.code);
-      const wrong = scenario.check(sample);
-      if (wrong !== undefined) throw new Error(`${scenario.name} through ${subject.name}: ${wrong}`);
-      if (round >= scenario.warmup) samples[subject.name]?.push(sample.ms);
-    }
-  }
-  return { scenario: scenario.name, samples };
-}
-
-/** `docker`: with what a kernel image is found, where the engine's own command is a rival. */
+/** `image`: where the engine's own command is a rival. */
 async function measureWithRivals(
   { sandbox }: Cellbox,
-  docker: Config | undefined,
+  image: string | undefined,
   quick: boolean,
-): Promise<ComputerRow[]> {
+): Promise<Section> {
   const copy = await startRawCopy();
   try {
-    const rival =
-      docker === undefined ? undefined : await startDockerRival(await prepareImage(docker, () => undefined)); // the service has built it
+    const rival = image === undefined ? undefined : await startDockerRival(image);
     try {
       return await measureComputer(sandbox, copy, rival, quick);
     } finally {
@@ -182,104 +181,8 @@ async function measureWithRivals(
   }
 }
 
-interface Creates {
-  rows: readonly CreateRow[];
-  /** What the floor is. */
-  floor: string;
-}
-
-/** The rows of creates, each beside what starting a machine costs without any service. */
-function createsTable({ rows, floor }: Creates): string[] {
-  const cell = (values: readonly number[]): string => formatSummary(summarise(values));
-  const table = markdownTable(
-    ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', '÷ floor'],
-    rows.map((row) => [
-      row.name,
-      String(row.samples.length),
-      cell(row.samples),
-      cell(row.floor),
-      `${(summarise(row.samples).p50 / summarise(row.floor).p50).toFixed(2)}×`,
-    ]),
-  );
-  return [
-    table,
-    '',
-    `Floor: ${floor}, without any service; until its agent has connected, and for results until a kernel has answered.`,
-    '',
-  ];
-}
-
-async function report(
-  measured: readonly Measured[],
-  computer: readonly ComputerRow[] | undefined,
-  creates: Creates | undefined,
-  subjects: readonly Subject[],
-  settings: { quick: boolean; runtime: string; python: string },
-): Promise<void> {
-  const { stdout } = await promisify(execFile)(settings.python, ['--version'], { timeout: 10_000 });
-  const machine = {
-    cpus: os.cpus().length,
-    cpu: os.cpus()[0]?.model.trim() ?? 'unknown',
-    memoryMB: Math.round(os.totalmem() / 1024 / 1024),
-    system: `${os.type()} ${os.release()}`,
-    node: process.version,
-    python: stdout.trim(),
-    load: os.loadavg().map((load) => Number(load.toFixed(2))),
-  };
-  const [ours, stock, floor] = subjects.map((subject) => subject.name);
-  const results = measured.map(({ scenario, samples }) => {
-    const summaries: Record<string, Summary> = Object.fromEntries(
-      Object.entries(samples).map(([name, values]) => [name, summarise(values)]),
-    );
-    const p50 = (name: string | undefined): number => summaries[name ?? '']?.p50 ?? Number.NaN;
-    return {
-      scenario,
-      summaries,
-      ratioToStock: p50(ours) / p50(stock),
-      ratioToFloor: p50(ours) / p50(floor),
-      samples,
-    };
-  });
-
-  const cell = (summary: Summary | undefined): string =>
-    summary === undefined ? '–' : formatSummary(summary);
-  const table = markdownTable(
-    ['p50 / p95 in ms', 'n', ...subjects.map((subject) => subject.name), '÷ stock', '÷ floor'],
-    results.map(({ scenario, summaries, ratioToStock, ratioToFloor }) => [
-      scenario,
-      String(summaries[ours ?? '']?.n ?? 0),
-      ...subjects.map((subject) => cell(summaries[subject.name])),
-      `${ratioToStock.toFixed(2)}×`,
-      `${ratioToFloor.toFixed(2)}×`,
-    ]),
-  );
-  const text = [
-    `# Bench${settings.quick ? ' (quick: coarse numbers)' : ''}`,
-    '',
-    ...(measured.length > 0 ? [table, ''] : []),
-    ...(computer === undefined ? [] : computerTable(computer)),
-    ...(creates === undefined ? [] : createsTable(creates)),
-    'Ratios compare the p50. Every answer was checked; where 100,000 lines were printed, they arrived complete and in order.',
-    '',
-    ...subjects.map((subject) => `- ${subject.name}: ${subject.description}`),
-    ...(settings.runtime === 'docker'
-      ? ['- Cellbox ran in containers with the image’s Python; the other two on the host with its own.']
-      : []),
-    `- ${machine.cpus} × ${machine.cpu}, ${machine.memoryMB} MiB, ${machine.system}, Node ${machine.node}, ${machine.python}, load ${machine.load.join(' ')}`,
-    '',
-  ].join('\n');
-
-  const directory = path.join(ROOT, 'bench-results');
-  await fs.mkdir(directory, { recursive: true });
-  const file = path.join(directory, `bench-${new Date().toISOString().replace(/[:.]/g, '-')}`);
-  const { python: _python, ...kept } = settings; // a path of this machine tells the reader nothing
-  await fs.writeFile(
-    `${file}.json`,
-    `${JSON.stringify({ settings: kept, machine, results, computer, creates }, null, 1)}\n`,
-  );
-  await fs.writeFile(`${file}.md`, text);
-  console.log(text);
-  console.log(`Written to ${path.relative(process.cwd(), file)}.json and .md`);
+function say(what: string): void {
+  console.error(`measuring ${what}`);
 }
 
 main().then(

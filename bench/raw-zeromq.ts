@@ -22,7 +22,7 @@ export async function startRawZeroMq(root: string, python: string): Promise<Subj
   };
   const ask = async (request: { op: 'run' | 'new_context'; code: string }): Promise<Sample> => {
     child.stdin.write(`${JSON.stringify(request)}\n`);
-    const answer = (await next(180)) as Sample | { error: string }; // our own program's two answers
+    const answer = (await next(310)) as Sample | { error: string }; // our own program's two answers
     if ('error' in answer) throw new Error(`raw ZeroMQ: ${answer.error}`);
     return answer;
   };

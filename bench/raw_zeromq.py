@@ -18,7 +18,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.session import Session
 
 START_DEADLINE_S = 60
-RUN_DEADLINE_S = 120
+RUN_DEADLINE_S = 300
 
 
 class Kernel:

@@ -13,11 +13,21 @@ export interface Scenario {
 }
 
 const LINES = 100_000;
-const LINES_EXPECTED = Array.from({ length: LINES }, (_, index) => `line ${index}\n`).join('');
+export const LINES_CODE = `for i in range(${LINES}): print(f"line {i}")`;
+export const LINES_EXPECTED = Array.from({ length: LINES }, (_, index) => `line ${index}\n`).join('');
 
 /** `png` to the SDK, `image/png` to everyone else. */
 const hasType = (sample: Sample, name: string): boolean =>
   sample.types.some((type) => type === name || type.endsWith(`/${name}`));
+
+/** A first chart: with its imports, as a model writes it. */
+export const CHART =
+  'import matplotlib.pyplot as plt\nplt.plot([1, 4, 9, 16])\nplt.title("squares")\nplt.show()';
+
+/** A result of the SDK that has the picture and its data. */
+export function isChart(result: { png?: string; chart?: unknown } | undefined): boolean {
+  return result?.png !== undefined && result.chart !== undefined;
+}
 
 /** Run once in every subject before the first scenario, so that no scenario pays for another's imports. */
 export const SETUP = `
@@ -64,7 +74,7 @@ export function scenarios(quick: boolean): Scenario[] {
     },
     {
       name: '100,000 lines',
-      code: `for i in range(${LINES}): print(f"line {i}")`,
+      code: LINES_CODE,
       where: 'same context',
       ...few,
       check: (sample) =>

@@ -34,6 +34,12 @@ export function formatSummary(summary: Summary): string {
   return `${formatMs(summary.p50)} / ${formatMs(summary.p95)}`;
 }
 
+/** How many times the middle of the others the middle of ours is. */
+export function ratioOf(ours: readonly number[] | undefined, theirs: readonly number[] | undefined): string {
+  if (!ours?.length || !theirs?.length) return '–';
+  return `${(summarise(ours).p50 / summarise(theirs).p50).toFixed(2)}×`;
+}
+
 /** A Markdown table with its columns aligned, the first to the left and all others to the right. */
 export function markdownTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = header.map((title, column) =>

@@ -4,36 +4,32 @@ import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { performance } from 'node:perf_hooks';
-import { KernelManager } from '@jupyterlab/services/lib/kernel/manager';
-import * as KernelMessage from '@jupyterlab/services/lib/kernel/messages';
-import type { IKernelConnection } from '@jupyterlab/services/lib/kernel/kernel';
-import { ServerConnection } from '@jupyterlab/services/lib/serverconnection';
-import { WebSocket } from 'ws';
 import { endChild, freePort, untilAnswers } from './child';
-import { within } from './subject';
-import type { Sample, Subject } from './subject';
+import { connectGateway, runOn, STOCK_KERNEL, stockKernelspec } from './gateway-client';
+import type { Subject } from './subject';
+
+export interface StockGatewayOptions {
+  root: string;
+  python: string;
+  /** With the one socket option that the stock gateway lacks. */
+  nodelay: boolean;
+}
 
 /** The ordinary way: an unchanged kernel gateway with an unchanged ipykernel, driven by the field's own client. */
-export async function startStockGateway(python: string): Promise<Subject> {
-  console.debug = () => {}; // the client announces every WebSocket, in the middle of our results
+export async function startStockGateway(
+  options: StockGatewayOptions,
+): Promise<Subject & { readonly pid: number }> {
+  const { root, python, nodelay } = options;
   const directory = await fs.mkdtemp(path.join(os.tmpdir(), 'cellbox-bench-'));
-  const spec = path.join(directory, 'kernels', 'stock');
+  const spec = path.join(directory, 'kernels', STOCK_KERNEL);
   await fs.mkdir(spec, { recursive: true });
-  await fs.writeFile(
-    path.join(spec, 'kernel.json'),
-    JSON.stringify({
-      argv: [python, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
-      display_name: 'Python',
-      language: 'python',
-    }),
-  );
+  await fs.writeFile(path.join(spec, 'kernel.json'), stockKernelspec(python));
   const port = await freePort();
   const token = randomBytes(16).toString('hex');
   const child = spawn(
     python,
     [
-      '-m',
-      'kernel_gateway',
+      ...(nodelay ? [path.join(root, 'bench', 'nodelay_gateway.py')] : ['-m', 'kernel_gateway']),
       '--KernelGatewayApp.ip=127.0.0.1',
       `--KernelGatewayApp.port=${port}`,
       '--KernelGatewayApp.port_retries=0',
@@ -48,6 +44,7 @@ export async function startStockGateway(python: string): Promise<Subject> {
         JUPYTER_CONFIG_DIR: directory,
         JUPYTER_RUNTIME_DIR: path.join(directory, 'runtime'),
         IPYTHONDIR: path.join(directory, 'ipython'),
+        PYTHONDONTWRITEBYTECODE: '1',
       },
     },
   );
@@ -57,40 +54,31 @@ export async function startStockGateway(python: string): Promise<Subject> {
   };
   try {
     await untilAnswers(child, `http://127.0.0.1:${port}/api`, { Authorization: `token ${token}` }, 60);
-    const serverSettings = ServerConnection.makeSettings({
-      baseUrl: `http://127.0.0.1:${port}/`,
-      wsUrl: `ws://127.0.0.1:${port}/`,
-      token,
-      appendToken: true,
-      // The client is written for browsers; ws offers the same interface as far as it is used.
-      WebSocket: WebSocket as unknown as typeof globalThis.WebSocket,
-    });
-    const manager = new KernelManager({ serverSettings, standby: 'never' });
-    const kernel = await within(
-      60,
-      'stock gateway',
-      manager.startNew({ name: 'stock' }, { handleComms: false }),
-    );
-    await run(kernel, '1');
+    const gateway = connectGateway(port, token);
+    const kernel = await gateway.startKernel();
+    await runOn(kernel, '1');
     return {
-      name: 'stock gateway',
-      description: 'jupyter_kernel_gateway and ipykernel as released, @jupyterlab/services',
-      run: (code) => run(kernel, code),
+      pid: child.pid ?? 0,
+      name: nodelay ? 'stock + NODELAY' : 'stock gateway',
+      description: nodelay
+        ? 'the same with TCP_NODELAY set on its connections, and nothing else changed'
+        : 'jupyter_kernel_gateway and ipykernel as released, @jupyterlab/services',
+      run: (code) => runOn(kernel, code),
       newContext: async (code) => {
         const started = performance.now();
-        const second = await manager.startNew({ name: 'stock' }, { handleComms: false });
+        const second = await gateway.startKernel();
         try {
-          const sample = await run(second, code);
+          const sample = await runOn(second, code);
           return { ...sample, ms: performance.now() - started };
         } finally {
           const { id } = second;
           second.dispose(); // first, or it complains that its kernel died
-          await manager.shutdown(id);
+          await gateway.shutdown(id);
         }
       },
       close: async () => {
         kernel.dispose();
-        manager.dispose();
+        gateway.dispose();
         await close();
       },
     };
@@ -98,22 +86,4 @@ export async function startStockGateway(python: string): Promise<Subject> {
     await close();
     throw error;
   }
-}
-
-async function run(kernel: IKernelConnection, code: string): Promise<Sample> {
-  const stdout: string[] = [];
-  const types: string[] = [];
-  const started = performance.now();
-  const future = kernel.requestExecute({ code, allow_stdin: false, stop_on_error: true });
-  future.onIOPub = (message) => {
-    if (KernelMessage.isStreamMsg(message)) {
-      if (message.content.name === 'stdout') stdout.push(message.content.text);
-    } else if (KernelMessage.isExecuteResultMsg(message) || KernelMessage.isDisplayDataMsg(message)) {
-      types.push(...Object.keys(message.content.data));
-    }
-  };
-  const reply = await within(180, 'stock gateway', future.done);
-  const ms = performance.now() - started;
-  if (reply?.content.status !== 'ok') throw new Error(`stock gateway: ${JSON.stringify(reply?.content)}`);
-  return { ms, stdout: stdout.join(''), types };
 }

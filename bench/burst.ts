@@ -1,0 +1,95 @@
+import { performance } from 'node:perf_hooks';
+import { Sandbox } from '@e2b/code-interpreter';
+import { figuresOf } from './figures';
+import type { Section } from './figures';
+import { endFleet } from './fleet';
+import { usageCells, usageFigures, USAGE_HEADER } from './limits';
+import { POOLED, poolOf, quiet, setPool } from './native';
+import type { MeasuredService, Usage } from './service';
+import { formatSummary, markdownTable, percentile, summarise } from './statistics';
+
+export interface BurstOptions {
+  creates: number;
+  pool: number;
+}
+
+interface Burst {
+  /** In the order in which they were there. */
+  ms: number[];
+  errors: string[];
+  /** How many came from the pool, by its own count. */
+  claimed: number;
+}
+
+/** All at once, with the SDK's own time-outs. Those from the pool are taken to be the fastest ones. */
+export async function measureBurst(service: MeasuredService, options: BurstOptions): Promise<Section> {
+  const sandboxes: Sandbox[] = [];
+  await setPool(service, options.pool);
+  try {
+    await quiet(service);
+    const before = await poolOf(service);
+    await service.resetUsage();
+    const burst: Burst = { ms: [], errors: [], claimed: 0 };
+    const started = performance.now();
+    await Promise.all(
+      Array.from({ length: options.creates }, async () => {
+        try {
+          sandboxes.push(await create(service));
+          burst.ms.push(performance.now() - started);
+        } catch (error) {
+          burst.errors.push(error instanceof Error ? error.message : String(error));
+        }
+      }),
+    );
+    const usage = await service.usage();
+    burst.claimed = (await poolOf(service)).claimed_total - before.claimed_total;
+    const answers = await Promise.allSettled(sandboxes.map((sandbox) => sandbox.runCode('1+1')));
+    const wrong = answers.filter((each) => each.status === 'rejected' || each.value.text !== '2');
+    if (wrong.length > 0) burst.errors.push(`${wrong.length} sandboxes did not answer a first 1+1`);
+    return section(options, burst, usage);
+  } finally {
+    await setPool(service, 0);
+    await endFleet(sandboxes);
+  }
+}
+
+function create({ url, apiKey }: MeasuredService): Promise<Sandbox> {
+  return Sandbox.create(POOLED, { apiKey, apiUrl: url, sandboxUrl: url });
+}
+
+function section(options: BurstOptions, burst: Burst, usage: Usage): Section {
+  const sorted = [...burst.ms].sort((a, b) => a - b);
+  const pooled = sorted.slice(0, Math.min(options.pool, burst.claimed));
+  const cell = (values: readonly number[]): string =>
+    values.length === 0 ? '–' : formatSummary(summarise(values));
+  return {
+    name: 'burst',
+    figures: {
+      ...usageFigures('burst', usage),
+      ...figuresOf('burst', 'all', sorted),
+      ...figuresOf('burst', 'pooled', pooled),
+      'burst | slowest': sorted.at(-1) ?? Number.NaN,
+      'burst | creates': options.creates,
+      'burst | errors': burst.errors.length,
+    },
+    data: { options, burst },
+    lines: [
+      markdownTable(
+        ['p50 / p95 in ms', 'all', 'p99', 'from the pool', 'their p99', 'errors', ...USAGE_HEADER],
+        [
+          [
+            `${options.creates} creates at once, pool of ${options.pool}`,
+            cell(sorted),
+            percentile(sorted, 99).toFixed(0),
+            `${cell(pooled)} (${pooled.length})`,
+            percentile(pooled, 99).toFixed(0),
+            String(burst.errors.length),
+            ...usageCells(usage),
+          ],
+        ],
+      ),
+      '',
+      ...[...new Set(burst.errors)].slice(0, 3).map((error) => `- ${error}`),
+    ],
+  };
+}

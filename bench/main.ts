@@ -27,6 +27,7 @@ import type { Measured } from './rounds';
 import { SETUP, scenarios } from './scenarios';
 import type { ServiceOptions } from './service';
 import { startStockGateway } from './stock-gateway';
+import { startSdkAlone } from './sdk-alone';
 import { Subjects } from './subjects';
 
 /*
@@ -113,6 +114,7 @@ async function measureAll(options: Options, means: Means): Promise<Section[]> {
   }
   if (chosen.length > 0 || isChosen('outputs'))
     await subjects.start('raw ZeroMQ', () => startRawZeroMq(ROOT, python));
+  if (chosen.length > 0) await subjects.start('the SDK alone', startSdkAlone);
   if (options.rival !== undefined) {
     const { rival } = options;
     await subjects.start('the rival', () => connectRival(rival));

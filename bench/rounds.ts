@@ -11,7 +11,8 @@ export interface Measured {
 }
 
 /** Runs one scenario through all subjects, in turns. */
-export async function measureScenario(scenario: Scenario, subjects: readonly Subject[]): Promise<Measured> {
+export async function measureScenario(scenario: Scenario, all: readonly Subject[]): Promise<Measured> {
+  const subjects = all.filter(({ scenarios }) => scenarios?.includes(scenario.name) ?? true);
   const samples = Object.fromEntries(subjects.map((subject): [string, number[]] => [subject.name, []]));
   for (let round = 0; round < scenario.warmup + scenario.rounds; round++) {
     for (let turn = 0; turn < subjects.length; turn++) {

@@ -11,6 +11,8 @@ export interface Subject {
   readonly name: string;
   /** What is behind the name, for the reader of the results. */
   readonly description: string;
+  /** Names of the only scenarios that it takes part in; all of them where absent. */
+  readonly scenarios?: readonly string[];
   run(code: string): Promise<Sample>;
   /** Makes a new context (a new kernel) and runs the code in it; the time covers both, not the removal afterwards. */
   newContext(code: string): Promise<Sample>;

@@ -67,82 +67,135 @@ export const SandboxPause = z.object({
   requireHealthyGuest: optional(z.boolean()),
 });
 
-export type SandboxState = 'running' | 'paused';
+/** Whole numbers that clients may read into 32 bits are small; sizes in bytes may be not. */
+const Count = z.int().min(0);
+const Time = z.iso.datetime();
+
+export const SandboxState = z.enum(['running', 'paused']);
+export type SandboxState = z.infer<typeof SandboxState>;
 
 /** Answer to create, connect and resume. */
-export interface SandboxAnswer {
-  templateID: string;
-  sandboxID: string;
-  alias: string;
-  clientID: string;
-  envdVersion: string;
-  envdAccessToken?: string;
-  trafficAccessToken: string | null;
-  domain: string;
-}
+export const SandboxAnswer = z.object({
+  templateID: z.string(),
+  sandboxID: z.string(),
+  alias: z.string(),
+  clientID: z.string(),
+  envdVersion: z.string(),
+  envdAccessToken: z.string().optional(),
+  trafficAccessToken: z.string().nullable(),
+  domain: z.string(),
+});
+export type SandboxAnswer = z.infer<typeof SandboxAnswer>;
 
-export interface ListedSandbox {
-  templateID: string;
-  alias: string;
-  sandboxID: string;
-  clientID: string;
-  startedAt: string;
-  endAt: string;
-  cpuCount: number;
-  memoryMB: number;
-  diskSizeMB: number;
-  metadata: Record<string, string>;
-  state: SandboxState;
-  envdVersion: string;
-  volumeMounts: Array<z.infer<typeof VolumeMount>>;
-}
+export const ListedSandbox = z.object({
+  templateID: z.string(),
+  alias: z.string(),
+  sandboxID: z.string(),
+  clientID: z.string(),
+  startedAt: Time,
+  endAt: Time,
+  cpuCount: Count,
+  memoryMB: Count,
+  diskSizeMB: Count,
+  metadata: StringMap,
+  state: SandboxState,
+  envdVersion: z.string(),
+  volumeMounts: z.array(VolumeMount),
+});
+export type ListedSandbox = z.infer<typeof ListedSandbox>;
 
-export interface SandboxDetail extends ListedSandbox {
-  envdAccessToken?: string;
-  allowInternetAccess: boolean;
-  domain: string;
-  network: { allowPublicTraffic: boolean };
-  lifecycle: { autoResume: boolean; onTimeout: 'kill' | 'pause' };
-}
+export const SandboxDetail = ListedSandbox.extend({
+  envdAccessToken: z.string().optional(),
+  allowInternetAccess: z.boolean(),
+  domain: z.string(),
+  network: z.object({ allowPublicTraffic: z.boolean() }),
+  lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
+});
+export type SandboxDetail = z.infer<typeof SandboxDetail>;
 
 /** One reading of what a sandbox uses; sizes in bytes, processor in percent of all `cpuCount` together. */
-export interface SandboxMetric {
-  timestamp: string;
-  timestampUnix: number;
-  cpuCount: number;
-  cpuUsedPct: number;
-  memUsed: number;
-  memTotal: number;
-  memCache: number;
-  diskUsed: number;
-  diskTotal: number;
-}
+export const SandboxMetric = z.object({
+  timestamp: Time,
+  timestampUnix: z.int(),
+  cpuCount: Count,
+  cpuUsedPct: z.number().min(0),
+  memUsed: Count,
+  memTotal: Count,
+  memCache: Count,
+  diskUsed: Count,
+  diskTotal: Count,
+});
+export type SandboxMetric = z.infer<typeof SandboxMetric>;
 
-export interface TemplateAnswer {
-  templateID: string;
-  buildID: string;
-  cpuCount: number;
-  memoryMB: number;
-  diskSizeMB: number;
-  public: boolean;
-  aliases: string[];
-  names: string[];
-  createdAt: string;
-  updatedAt: string;
-  createdBy: null;
-  lastSpawnedAt: null;
-  spawnCount: number;
-  buildCount: number;
-  envdVersion: string;
-  buildStatus: 'ready';
-}
+export const SandboxMetrics = z.object({ sandboxes: z.record(z.string(), SandboxMetric) });
+
+const LogEntry = z.object({
+  timestamp: Time,
+  level: z.enum(['debug', 'info', 'warn', 'error']),
+  message: z.string(),
+  fields: StringMap,
+});
+export const SandboxLogs = z.object({
+  logs: z.array(z.object({ timestamp: Time, line: z.string() })),
+  logEntries: z.array(LogEntry),
+});
+export const SandboxLogsV2 = z.object({ logs: z.array(LogEntry) });
+
+export const TemplateAnswer = z.object({
+  templateID: z.string(),
+  buildID: z.string(),
+  cpuCount: Count,
+  memoryMB: Count,
+  diskSizeMB: Count,
+  public: z.boolean(),
+  aliases: z.array(z.string()),
+  names: z.array(z.string()),
+  createdAt: Time,
+  updatedAt: Time,
+  createdBy: z.null(),
+  lastSpawnedAt: z.null(),
+  spawnCount: Count,
+  buildCount: Count,
+  envdVersion: z.string(),
+  buildStatus: z.literal('ready'),
+});
+export type TemplateAnswer = z.infer<typeof TemplateAnswer>;
+
+export const TemplateDetail = TemplateAnswer.pick({
+  templateID: true,
+  public: true,
+  aliases: true,
+  names: true,
+  createdAt: true,
+  updatedAt: true,
+  lastSpawnedAt: true,
+  spawnCount: true,
+}).extend({
+  builds: z.array(
+    z.object({
+      buildID: z.string(),
+      status: z.literal('ready'),
+      createdAt: Time,
+      updatedAt: Time,
+      finishedAt: Time,
+      cpuCount: Count,
+      memoryMB: Count,
+      diskSizeMB: Count,
+      envdVersion: z.string(),
+    }),
+  ),
+});
+
+export const TemplateAlias = z.object({ templateID: z.string(), public: z.boolean() });
 
 /** Body of every failure. `code` repeats the status: one SDK reads this, the other the status line. */
-export interface ApiError {
-  code: number;
-  message: string;
-  error_code?: string;
-}
+export const ApiError = z.object({ code: z.int(), message: z.string(), error_code: z.string().optional() });
+export type ApiError = z.infer<typeof ApiError>;
+
+/** Answer to `GET /health` when sandboxes can't be created. */
+export const Unhealthy = ApiError.extend({
+  checks: z.array(z.object({ name: z.string(), ok: z.boolean(), detail: z.string().optional() })),
+});
 
 const SANDBOX_ID = /^([a-z0-9]{1,63})(?:-[A-Za-z0-9]*)?$/;
 

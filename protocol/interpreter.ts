@@ -125,6 +125,8 @@ export const OutputEvent = z.discriminatedUnion('type', [
     artifact: z.string().optional(),
     artifact_bytes: z.int().optional(),
   }),
+  /** The service was away while this ran. Output of the moment in which it stopped may be missing; nothing else is. */
+  z.object({ type: z.literal('reattached') }),
   /** Printed by a background thread after `after_execution`, whose cell had started it, had ended. */
   z.object({
     type: z.literal('late_output'),

@@ -1,42 +1,43 @@
 import { z } from 'zod';
-import { ExecutionTimeout } from './interpreter';
-import type { Ending } from './interpreter';
+import { Accounting, Ending, ExecutionTimeout, Termination } from './interpreter';
 
 /** Body of every failure under `/v1`: the control plane's, plus a word that names the cause and what can be done. */
-export interface NativeError {
-  code: number;
-  error: string;
-  message: string;
-  remedy?: string;
-}
+export const NativeError = z.object({
+  code: z.int(),
+  error: z.string(),
+  message: z.string(),
+  remedy: z.string().optional(),
+});
+export type NativeError = z.infer<typeof NativeError>;
 
 /** One language that contexts can have here; `missing` says what has to be there first, absent when nothing has. */
-export interface LanguageInfo {
-  name: string;
-  missing?: string;
-}
+export const LanguageInfo = z.object({ name: z.string(), missing: z.string().optional() });
+export type LanguageInfo = z.infer<typeof LanguageInfo>;
 
 /** Answer to `GET /v1/info`. */
-export interface ServiceInfo {
-  version: string;
-  runtime: string;
-  /** What the runtime does not isolate or enforce, one sentence each; empty when it is all. */
-  caveats: string[];
-  isolation_levels: string[];
-  domain: string;
-  templates: Array<{ id: string; alias: string }>;
-  languages: LanguageInfo[];
-  limits: {
-    max_sandboxes: number;
-    max_timeout_ms: number;
-    cpu_count: number;
-    memory_bytes: number;
-    disk_bytes: number;
-    pids: number;
-    open_files: number;
-    max_body_bytes: number;
-  };
-}
+export const ServiceInfo = z.object({
+  version: z.string(),
+  runtime: z.string(),
+  caveats: z
+    .array(z.string())
+    .describe('What the runtime does not isolate or enforce, one sentence each; empty when it is all.'),
+  isolation_levels: z.array(z.string()),
+  domain: z.string(),
+  templates: z.array(z.object({ id: z.string(), alias: z.string() })),
+  languages: z.array(LanguageInfo),
+  limits: z.object({
+    max_sandboxes: z.int().describe("Of the caller's team."),
+    creates_per_minute: z.int().describe("Of the caller's team; 0 is no limit."),
+    max_timeout_ms: z.int(),
+    cpu_count: z.int(),
+    memory_bytes: z.int(),
+    disk_bytes: z.int(),
+    pids: z.int(),
+    open_files: z.int(),
+    max_body_bytes: z.int(),
+  }),
+});
+export type ServiceInfo = z.infer<typeof ServiceInfo>;
 
 const count = z.int().min(0).max(1000);
 
@@ -48,25 +49,71 @@ export const PoolSizeRequest = z.strictObject({
 });
 
 /** Sandboxes of one template that are kept ready: an item of `GET /v1/pools`, and the answer to a `PUT`. */
-export interface PoolInfo {
-  /** Its alias, which `PUT` takes as well as its id. */
-  template: string;
-  template_id: string;
-  /** Started also when the host is short of memory. */
-  min: number;
-  /** Kept ready. */
-  target: number;
-  /** Kept ready for a while after creates that found none. */
-  max: number;
-  ready: number;
-  /** On their way. */
-  starting: number;
-  /** Since the service started: creates that got one of them, and creates that started their own for want of one. */
-  claimed_total: number;
-  misses_total: number;
-  /** Why it is less full than it should be; null when all is well. */
-  last_error: string | null;
-}
+export const PoolInfo = z.object({
+  template: z.string().describe('Its alias, which `PUT` takes as well as its id.'),
+  template_id: z.string(),
+  min: z.int().describe('Started also when the host is short of memory.'),
+  target: z.int().describe('Kept ready.'),
+  max: z.int().describe('Kept ready for a while after creates that found none.'),
+  ready: z.int(),
+  starting: z.int().describe('On their way.'),
+  claimed_total: z.int().describe('Since the service started: creates that got one of them.'),
+  misses_total: z
+    .int()
+    .describe('Since the service started: creates that started their own for want of one.'),
+  last_error: z.string().nullable().describe('Why it is less full than it should be; null when all is well.'),
+});
+export type PoolInfo = z.infer<typeof PoolInfo>;
+
+export const PoolList = z.object({ items: z.array(PoolInfo), next_token: z.string().nullable() });
+
+const limits = {
+  max_sandboxes: z.int().min(0).max(100_000).nullish().describe("Null: the service's default."),
+  creates_per_minute: z.int().min(0).max(1_000_000).nullish().describe('0 is no limit.'),
+};
+
+/** Body of `POST /v1/admin/teams`. A name is as a namespace of templates is spelt. */
+export const NewTeam = z.strictObject({
+  name: z.string().regex(/^[a-z0-9][a-z0-9_-]{0,62}$/, 'must be 1 to 63 characters of a-z, 0-9, _ and -'),
+  ...limits,
+});
+
+/** Body of `PATCH /v1/admin/teams/{team}`: what is absent stays. */
+export const TeamChanges = z.strictObject(limits);
+
+/** Body of `POST /v1/admin/teams/{team}/keys`. */
+export const NewTeamKey = z.strictObject({ name: z.string().min(1).max(128) });
+
+/** A team, as `/v1/admin/teams` shows it; paths take its name as well as its id. */
+export const TeamInfo = z.object({
+  team_id: z.string(),
+  name: z.string(),
+  max_sandboxes: z.int().nullable().describe("Its own limit; null is the service's default."),
+  creates_per_minute: z.int().nullable(),
+  limits: z.object({ max_sandboxes: z.int(), creates_per_minute: z.int() }).describe('What holds for it.'),
+  created_at: z.string(),
+});
+export type TeamInfo = z.infer<typeof TeamInfo>;
+
+/** An API key, as lists show it. */
+export const TeamKeyInfo = z.object({
+  key_id: z.string(),
+  name: z.string(),
+  mask: z
+    .object({
+      prefix: z.string(),
+      value_length: z.int(),
+      masked_value_prefix: z.string(),
+      masked_value_suffix: z.string(),
+    })
+    .describe('How long it is, how it begins and how it ends.'),
+  created_at: z.string(),
+});
+export type TeamKeyInfo = z.infer<typeof TeamKeyInfo>;
+
+/** Answer to the creation of a key: the only time that it is shown. */
+export const CreatedTeamKey = TeamKeyInfo.extend({ key: z.string() });
+export type CreatedTeamKey = z.infer<typeof CreatedTeamKey>;
 
 /** Body of `POST /v1/sandboxes/{id}/executions`. Empty strings count as absent. */
 export const NewExecution = z.strictObject({
@@ -80,26 +127,29 @@ export const NewExecution = z.strictObject({
   detached: z.boolean().nullish(),
 });
 
+/** Answer to a detached execution. */
+export const ExecutionStarted = z.object({ execution_id: z.string() });
+
 /** An execution as lists and `GET …/executions/{eid}` show it. */
-export interface ExecutionInfo extends Partial<Omit<Ending, 'termination' | 'accounting'>> {
-  execution_id: string;
-  context_id: string;
-  language: string;
-  detached: boolean;
-  state: 'queued' | 'running' | 'waiting_approval' | 'ended';
-  /** Null until the end, as `accounting`. */
-  termination: Ending['termination'] | null;
-  accounting: Ending['accounting'] | null;
-  /** SHA-256 of the code, in hex. */
-  code_hash: string;
-  /** The first line that is not blank, cut when it is long. */
-  code_first_line: string;
-  /** 0 is no limit. */
-  timeout_ms: number;
-  created_at: string;
-  /** When its kernel got it. */
-  started_at: string | null;
-  ended_at: string | null;
-  /** The next event gets this number. */
-  event_count: number;
-}
+export const ExecutionInfo = Ending.partial().extend({
+  execution_id: z.string(),
+  context_id: z.string(),
+  language: z.string(),
+  detached: z.boolean(),
+  state: z.enum(['queued', 'running', 'waiting_approval', 'ended']),
+  termination: Termination.nullable().describe('Null until the end, as `accounting`.'),
+  accounting: Accounting.nullable(),
+  code_hash: z.string().describe('SHA-256 of the code, in hex.'),
+  code_first_line: z.string().describe('The first line that is not blank, cut when it is long.'),
+  timeout_ms: z.int().describe('0 is no limit.'),
+  created_at: z.iso.datetime(),
+  started_at: z.iso.datetime().nullable().describe('When its kernel got it.'),
+  ended_at: z.iso.datetime().nullable(),
+  event_count: z.int().describe('The next event gets this number.'),
+});
+export type ExecutionInfo = z.infer<typeof ExecutionInfo>;
+
+export const ExecutionList = z.object({
+  items: z.array(ExecutionInfo),
+  next_token: z.string().nullable(),
+});

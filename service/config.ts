@@ -9,10 +9,17 @@ interface Setting<Schema extends z.ZodType> {
   env: string;
   schema: Schema;
   help: string;
+  /** Never repeated in a message: it is a secret, or has one in it. */
+  secret?: boolean;
 }
 
-function setting<Schema extends z.ZodType>(env: string, schema: Schema, help: string): Setting<Schema> {
-  return { env, schema, help };
+function setting<Schema extends z.ZodType>(
+  env: string,
+  schema: Schema,
+  help: string,
+  options: { secret?: boolean } = {},
+): Setting<Schema> {
+  return { env, schema, help, ...options };
 }
 
 const integer = (min: number, max: number) =>
@@ -24,7 +31,14 @@ const integer = (min: number, max: number) =>
 
 const HOST = /^[A-Za-z0-9.:_-]+$/;
 const API_KEY = /^e2b_[0-9a-f]+$/;
+const ADMIN_TOKEN = /^[\w.~+/=-]{16,256}$/;
+const ADDRESS = /^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
 const DOMAIN = /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?$/;
+
+/** One of a Unix socket has no host, which the URL standard allows only without a user. */
+function isPostgresUrl(text: string): boolean {
+  return /^postgres(ql)?:\/\//.test(text) && URL.canParse(text.replace('@/', '@localhost/'));
+}
 
 /**
  * Every setting of the service, in the order the README shows them. The name of a flag is the variable's without
@@ -47,6 +61,17 @@ export const SETTINGS = {
     z.string().regex(API_KEY, 'must be e2b_ followed by lower-case hex digits').optional(),
     'API key; made once and kept in the data directory when absent',
   ),
+  adminToken: setting(
+    'CELLBOX_ADMIN_TOKEN',
+    z.string().regex(ADMIN_TOKEN, 'must be 16 to 256 letters, digits and .~_+/=-').optional(),
+    'Token for `/metrics` and `/v1/admin`; made once and kept in the data directory when absent',
+    { secret: true },
+  ),
+  metricsAddress: setting(
+    'CELLBOX_METRICS_ADDRESS',
+    z.string().regex(ADDRESS, 'must be host:port').optional(),
+    'Address that serves `/metrics` without a token, as host:port; off when absent',
+  ),
   dataDir: setting(
     'CELLBOX_DATA_DIR',
     z
@@ -55,6 +80,12 @@ export const SETTINGS = {
       .transform((dir) => path.resolve(dir))
       .default(path.join(os.homedir(), '.cellbox')),
     'Where state is kept (store, keys, workspaces, tunnels)',
+  ),
+  databaseUrl: setting(
+    'CELLBOX_DATABASE_URL',
+    z.string().refine(isPostgresUrl, 'must be postgres://user:password@host:port/database').optional(),
+    'PostgreSQL database of the store; default a SQLite file in the data directory',
+    { secret: true },
   ),
   pythonDir: setting(
     'CELLBOX_PYTHON_DIR',
@@ -129,7 +160,12 @@ export const SETTINGS = {
   maxSandboxes: setting(
     'CELLBOX_MAX_SANDBOXES',
     integer(1, 100_000).default(50),
-    'Live sandboxes at a time; one more is refused with 429',
+    'Live sandboxes of a team that has no limit of its own; one more is refused with 429',
+  ),
+  createsPerMinute: setting(
+    'CELLBOX_CREATES_PER_MINUTE',
+    integer(0, 1_000_000).default(0),
+    'Sandboxes that a team without a limit of its own may create within a minute; 0 is no limit',
   ),
   poolSize: setting(
     'CELLBOX_POOL_SIZE',
@@ -250,19 +286,20 @@ export function loadConfig(env: NodeJS.ProcessEnv, argv: readonly string[]): Con
       name.startsWith('CELLBOX_') &&
       !known.has(name) &&
       !name.startsWith('CELLBOX_TEST_') &&
-      name !== 'CELLBOX_REQUIRE_DOCKER'
+      !name.startsWith('CELLBOX_REQUIRE_')
     ) {
       mistakes.push(`${name}: no such setting (--help lists them)`);
     }
   }
   const config: Record<string, unknown> = {};
-  for (const [name, each] of Object.entries(SETTINGS)) {
+  for (const [name, each] of Object.entries<Setting<z.ZodType>>(SETTINGS)) {
+    const { secret = false } = each;
     const raw = values.get(each.env) ?? (env[each.env] === '' ? undefined : env[each.env]);
     const parsed = each.schema.safeParse(raw);
     if (parsed.success) config[name] = parsed.data;
     else
       mistakes.push(
-        `${each.env}=${JSON.stringify(raw)}: ${parsed.error.issues.map((issue) => issue.message).join(', ')}`,
+        `${each.env}${secret ? '' : `=${JSON.stringify(raw)}`}: ${parsed.error.issues.map((issue) => issue.message).join(', ')}`,
       );
   }
   if (config['extraCa'] === undefined && env['NODE_EXTRA_CA_CERTS'])
@@ -288,7 +325,11 @@ export function describeSettings(): string {
       fallback.success && fallback.data !== undefined ? ` (default ${String(fallback.data)})` : '';
     return `  ${each.env.padEnd(28)} ${flagName(each.env).padEnd(24)} ${each.help}${value}`;
   });
-  return ['Usage: npm start [-- --flag value …]', '', ...rows].join('\n');
+  const usage = [
+    'Usage: npm start [-- --flag value …]',
+    '       npm start -- teams …, npm start -- keys …     (see docs/TEAMS.md)',
+  ];
+  return [...usage, '', ...rows].join('\n');
 }
 
 /** The same as a Markdown table, as the README shows it; a test holds the two together. Equal on every machine. */

@@ -71,3 +71,14 @@ export function loadApiKey(dataDir: string, configured: string | undefined): str
   fs.writeFileSync(file, `${key}\n`, { mode: 0o600 });
   return key;
 }
+
+/** The admin token given in the configuration, or the one made once and kept in `<data dir>/admin-token` (mode 0600). */
+export function loadAdminToken(dataDir: string, configured: string | undefined): string {
+  if (configured !== undefined) return configured;
+  const file = path.join(dataDir, 'admin-token');
+  const kept = readIfThere(file)?.trim();
+  if (kept !== undefined && /^[0-9a-f]{40}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(20).toString('hex');
+  fs.writeFileSync(file, `${token}\n`, { mode: 0o600 });
+  return token;
+}

@@ -23,12 +23,19 @@ export type ErrorCode =
 export class ServiceError extends Error {
   readonly code: ErrorCode;
   readonly remedy: string | undefined;
+  /** When the same request is going to succeed by itself, and nothing was done: clients may wait and repeat it. */
+  readonly retryInMs: number | undefined;
 
-  constructor(code: ErrorCode, message: string, options: { cause?: unknown; remedy?: string } = {}) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { cause?: unknown; remedy?: string; retryInMs?: number } = {},
+  ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'ServiceError';
     this.code = code;
     this.remedy = options.remedy;
+    this.retryInMs = options.retryInMs;
   }
 
   /** Anything thrown becomes a ServiceError; the unknown becomes `internal` with a text that leaks nothing. */

@@ -6,19 +6,25 @@ import path from 'node:path';
 import { createApi } from './api/app';
 import { describeSettings, loadConfig } from './config';
 import type { Config } from './config';
-import { loadApiKey, lockDataDir, openDataDir } from './data-dir';
+import { loadAdminToken, loadApiKey, lockDataDir, openDataDir } from './data-dir';
 import { Edge, machineOf, SERVER_OPTIONS, withoutUpgrade } from './edge/edge';
 import { ServiceError } from './errors';
 import { Interpreter } from './interpreter/interpreter';
 import { createLogger } from './log';
 import type { Logger } from './log';
+import { openStore } from './open-store';
+import { ServiceMetrics } from './observability/metrics';
+import { serveMetrics } from './observability/metrics-endpoint';
+import { observeRuntime } from './observability/observed-runtime';
+import { RequestObserver } from './observability/request-observer';
+import { openTracing } from './observability/tracing';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
-import { Store } from './sandboxes/store';
 import { openSecrets } from './secrets';
 import { selfCheck } from './self-check';
+import { isTeamsCommand, runTeamsCli } from './teams/cli';
 import { defaultDomain, openTls } from './tls/open';
 import type { Tls } from './tls/open';
 
@@ -35,6 +41,10 @@ export async function main(argv: readonly string[]): Promise<void> {
     return;
   }
   try {
+    if (isTeamsCommand(argv)) {
+      await runTeamsCli(process.env, argv, (line) => process.stdout.write(`${line}\n`));
+      return;
+    }
     await run(loadConfig(process.env, argv));
   } catch (error) {
     const known = ServiceError.from(error);
@@ -51,6 +61,9 @@ async function run(config: Config): Promise<void> {
   const unlock = lockDataDir(config.dataDir);
   process.once('exit', unlock);
   const logger = createLogger(config.logLevel);
+  const { version } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as {
+    version: string;
+  };
 
   // The port is taken first: a port in use must not be found out after minutes of building.
   const server = http.createServer(SERVER_OPTIONS);
@@ -64,20 +77,29 @@ async function run(config: Config): Promise<void> {
 
   const secrets = openSecrets(config.dataDir);
   const apiKey = loadApiKey(config.dataDir, config.apiKey);
-  const store = await Store.open(path.join(config.dataDir, 'cellbox.db'));
-  await store.setServiceKey(apiKey);
+  const metrics = new ServiceMetrics(version);
+  const metricsServer =
+    config.metricsAddress === undefined
+      ? undefined
+      : await serveMetrics(metrics.registry, config.metricsAddress);
+  if (metricsServer !== undefined) logger.info({ address: metricsServer.address }, 'metrics are served');
+  const tracing = await openTracing(process.env, { version, logger });
+  const observer = new RequestObserver({ logger, metrics, tracer: tracing });
+  const adminToken = loadAdminToken(config.dataDir, config.adminToken);
+  const { store, teams } = await openStore(config, secrets, logger);
+  await teams.setServiceKey(apiKey);
 
   let inbound: InboundHandler = (_id, _port, stream) => stream.destroy();
-  const { runtime, languages } = await openRuntime({
+  const { runtime: engine, languages } = await openRuntime({
     config,
     secrets,
     logger,
     onInbound: (id, port, stream) => inbound(id, port, stream),
     onProgress: (line) => process.stderr.write(`${line}\n`),
   });
+  const runtime = observeRuntime(engine, metrics);
 
   const executionsDir = path.join(config.dataDir, 'executions');
-  fs.rmSync(executionsDir, { recursive: true, force: true }); // of a service that was killed: nobody knows them now
   const interpreter = new Interpreter({
     logger,
     kernelTimeoutMs: config.kernelTimeoutMs,
@@ -92,6 +114,7 @@ async function run(config: Config): Promise<void> {
     },
     remedyFor: (language) => languages.remedyFor(language),
   });
+  interpreter.totals.onExecution = (...ended) => metrics.executionEnded(...ended);
   const sandboxes = new Sandboxes({
     runtime,
     store,
@@ -99,6 +122,7 @@ async function run(config: Config): Promise<void> {
     logger,
     resources: config,
     maxSandboxes: config.maxSandboxes,
+    limitsOf: (teamId) => teams.limitsOf(teamId),
     maxTimeoutSeconds: config.maxTimeoutSeconds,
     startTimeoutMs: config.startTimeoutMs,
     metricsIntervalMs: config.metricsIntervalMs,
@@ -111,6 +135,7 @@ async function run(config: Config): Promise<void> {
       },
     },
     events: {
+      onCreate: (outcome) => metrics.createEnded(outcome),
       onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
       onAdopted: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
       onPaused: (id) => {
@@ -124,23 +149,29 @@ async function run(config: Config): Promise<void> {
       },
     },
   });
-  const edge = new Edge({ domain, sandboxes, interpreter, logger });
+  metrics.watch({
+    sandboxes: () => sandboxes.counts,
+    pools: () =>
+      (sandboxes.pools?.list() ?? []).map(({ template, ...pool }) => ({ ...pool, template: template.alias })),
+  });
+  const edge = new Edge({ domain, sandboxes, interpreter, logger, observer });
   inbound = (id, port, stream) => {
     const sandbox = sandboxes.find(id);
     if (sandbox === undefined) stream.destroy();
     else edge.inbound(sandbox, port, stream);
   };
-  const { version } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as {
-    version: string;
-  };
   const api = createApi({
     version,
     config,
+    observer,
+    metrics,
     domain,
     sandboxes,
-    store,
+    teams,
+    adminToken,
     runtime,
     logger,
+    health: async () => (await Promise.all([runtime.check(), store.check()])).flat(),
     languages: () => languages.list(),
     interpreter: {
       submit: (sandbox, request, detached) => interpreter.submit(machineOf(sandbox), request, detached),
@@ -151,7 +182,9 @@ async function run(config: Config): Promise<void> {
     },
   });
 
+  await interpreter.restore();
   const { adopted, removed } = await sandboxes.adopt();
+  interpreter.retain((id) => sandboxes.has(id));
   if (adopted + removed > 0) logger.info({ adopted, removed }, 'took over what an earlier service left');
   front = {
     request: (req, res) => {
@@ -176,6 +209,9 @@ async function run(config: Config): Promise<void> {
     tls?.close();
     await runtime.close();
     await store.close();
+    metricsServer?.close();
+    metrics.close();
+    await tracing?.close();
     clearTimeout(deadline);
   };
   stopOnSignals(config, logger, close);

@@ -17,7 +17,7 @@ export class Secrets {
   }
 
   /** Token of one machine for one use, 64 hex digits. The two parts can't run into each other. */
-  derive(purpose: 'agent' | 'traffic' | 'tunnel' | 'gateway', id: string): string {
+  derive(purpose: 'agent' | 'traffic' | 'tunnel' | 'gateway' | 'store', id: string): string {
     return crypto.createHmac('sha256', this.secret).update(`${purpose}\0${id}`, 'utf8').digest('hex');
   }
 }
@@ -41,7 +41,10 @@ export function openSecrets(dataDir: string): Secrets {
   return new Secrets(Buffer.from(text, 'hex'));
 }
 
-/** What the store keeps of an API key. Keys are long and random, so one plain hash is enough. */
+/**
+ * What the store keeps of an API key. One plain hash, neither salted nor slow: those are for what people choose. Of 160
+ * random bits there is no list to try, and a slow hash would cost every request what it can't cost a thief.
+ */
 export function hashKey(key: string): string {
   return crypto.createHash('sha256').update(key, 'utf8').digest('hex');
 }

@@ -45,6 +45,8 @@ export interface StartOptions {
   dataDir?: string;
   /** What it must have printed to count as started; by default the self-check's line. */
   until?: RegExp;
+  /** A program with arguments that becomes Node with the arguments given after its own: to start it in a namespace. */
+  within?: readonly [string, ...string[]];
 }
 
 const START_DEADLINE_MS = 120_000;
@@ -71,7 +73,8 @@ export async function startService(options: StartOptions): Promise<StartedServic
     CELLBOX_POOL_SIZE: process.env['CELLBOX_TEST_POOL_SIZE'] ?? '0',
     ...options.env,
   });
-  const child: ChildProcess = spawn(process.execPath, ['start.js'], {
+  const [program, ...argv] = [...(options.within ?? []), process.execPath, 'start.js'];
+  const child: ChildProcess = spawn(program ?? process.execPath, argv, {
     cwd: ROOT,
     env,
     stdio: ['ignore', 'pipe', 'pipe'],

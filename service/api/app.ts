@@ -1,15 +1,23 @@
 import express from 'express';
 import type { Express, RequestHandler } from 'express';
+import { parseSandboxId } from '../../protocol/control-plane';
 import type { LanguageInfo, ServiceInfo } from '../../protocol/native';
 import type { Config } from '../config';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { sendMetrics } from '../observability/metrics-endpoint';
+import type { ServiceMetrics } from '../observability/metrics';
+import type { RequestObserver } from '../observability/request-observer';
+import { noteSandbox } from '../observability/scope';
 import type { Check, Runtime } from '../runtime/runtime';
 import { resourcesOf } from '../sandboxes/sandbox';
 import type { Sandboxes } from '../sandboxes/sandboxes';
 import { TEMPLATES } from '../sandboxes/templates';
-import { authenticate } from './auth';
-import type { Keys } from './auth';
+import type { Teams } from '../teams/teams';
+import { adminHandlers } from './admin';
+import { requireAdminToken } from './admin-token';
+import { authenticate, teamOf } from './auth';
+import { docsHandlers } from './docs';
 import { HttpError, errorHandler } from './error-response';
 import { executionHandlers } from './executions';
 import type { ExecutionRunner } from './executions';
@@ -21,17 +29,10 @@ import { templateHandlers } from './templates';
 export interface ApiOptions {
   config: Pick<
     Config,
-    | 'maxSandboxes'
-    | 'maxTimeoutSeconds'
-    | 'maxBodyBytes'
-    | 'cpuCount'
-    | 'memoryMB'
-    | 'diskSizeMB'
-    | 'pids'
-    | 'openFiles'
+    'maxTimeoutSeconds' | 'maxBodyBytes' | 'cpuCount' | 'memoryMB' | 'diskSizeMB' | 'pids' | 'openFiles'
   >;
   sandboxes: Sandboxes;
-  store: Keys;
+  teams: Teams;
   runtime: Pick<Runtime, 'name' | 'caveats' | 'check'>;
   logger: Logger;
   /** Domain of sandbox host names, with a port where it is not 443. */
@@ -41,6 +42,11 @@ export interface ApiOptions {
   /** What `/health` asks; the runtime's own checks where absent. */
   health?: () => Promise<Check[]>;
   languages?: () => LanguageInfo[] | Promise<LanguageInfo[]>;
+  /** Sees every request; without it none has an id. */
+  observer?: RequestObserver;
+  /** What `/metrics` tells to whoever has the admin token; without it there is no `/metrics`. */
+  metrics?: ServiceMetrics;
+  adminToken?: string;
   /** Who runs code; without it `/v1/sandboxes/…` can't. */
   interpreter?: ExecutionRunner;
 }
@@ -57,9 +63,10 @@ const CORS_HEADERS = {
     // A preflight for a sandbox's port names no sandbox, so it is answered here.
     'E2b-Sandbox-Id, E2b-Sandbox-Port, X-Access-Token, E2B-Traffic-Access-Token',
     'Connect-Protocol-Version, Connect-Timeout-Ms, Keepalive-Ping-Interval',
+    'X-Request-Id, traceparent, tracestate',
   ].join(', '),
   'Access-Control-Expose-Headers': [
-    'X-Next-Token, X-Total-Running, X-Execution-Id, Accept-Ranges, Content-Range, X-Lost-Bytes, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, Should-Retry',
+    'X-Request-Id, X-Next-Token, X-Total-Running, X-Execution-Id, Accept-Ranges, Content-Range, X-Lost-Bytes, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, Should-Retry',
   ].join(', '),
   'Access-Control-Max-Age': '600',
 };
@@ -69,12 +76,19 @@ const CORS_HEADERS = {
  * `ServiceError`; `error-response.ts` alone turns that into an answer.
  */
 export function createApi(options: ApiOptions): Express {
-  const { config, sandboxes, store, runtime, logger, domain } = options;
+  const { config, sandboxes, teams, runtime, logger, domain } = options;
   const app = express();
   app.disable('x-powered-by');
   app.disable('etag');
   app.enable('case sensitive routing');
 
+  const { observer } = options;
+  if (observer !== undefined) {
+    app.use((req, res, next) => {
+      const route = () => (req.route as { path?: string } | undefined)?.path;
+      observer.run({ kind: 'control_plane', req, res, route }, () => next());
+    });
+  }
   app.use((req, res, next) => {
     res.set(CORS_HEADERS);
     if (req.method === 'OPTIONS') res.status(204).end();
@@ -82,19 +96,30 @@ export function createApi(options: ApiOptions): Express {
   });
 
   const utf8 = new TextDecoder('utf-8', { fatal: true });
+  // Whatever the client calls it: some leave Content-Type out, and there is no other kind of body.
+  const json = express.json({
+    type: () => true,
+    strict: false,
+    limit: config.maxBodyBytes,
+    verify: (_req, _res, body) => void utf8.decode(body),
+  });
   const guard: RequestHandler[] = [
-    authenticate(store),
-    // Whatever the client calls it: some leave Content-Type out, and there is no other kind of body.
-    express.json({
-      type: () => true,
-      strict: false,
-      limit: config.maxBodyBytes,
-      verify: (_req, _res, body) => void utf8.decode(body),
-    }),
+    (req, _res, next) => {
+      const { sandboxID } = req.params;
+      const id = typeof sandboxID === 'string' ? parseSandboxId(sandboxID) : undefined;
+      if (id !== undefined) noteSandbox(id);
+      next();
+    },
+    authenticate(teams),
+    json,
   ];
 
-  const health = healthHandler(options.health ?? (() => runtime.check()), logger);
-  app.get('/health', health);
+  // Asks for no key.
+  const open: Route[] = [
+    ['get', '/health', healthHandler(options.health ?? (() => runtime.check()), logger)],
+    ...docsRoutes(options),
+  ];
+  for (const [method, path, handler] of open) app[method](path, handler);
   const routes: Route[] = [
     ...coreRoutes(options),
     ...laterRoutes(),
@@ -103,9 +128,12 @@ export function createApi(options: ApiOptions): Express {
     ...executionRoutes(options),
   ];
   for (const [method, path, handler] of routes) app[method](path, ...guard, handler);
-  for (const path of new Set(['/health', ...routes.map((route) => route[1])])) {
-    const methods = routes.filter((route) => route[1] === path).map((route) => route[0].toUpperCase());
-    if (path === '/health') methods.push('GET');
+  const forOperator = [...adminRoutes(teams), ...metricsRoutes(options)];
+  const adminGuard = [requireAdminToken(options.adminToken), json];
+  for (const [method, path, handler] of forOperator) app[method](path, ...adminGuard, handler);
+  const all = [...open, ...routes, ...forOperator];
+  for (const path of new Set(all.map((route) => route[1]))) {
+    const methods = all.filter((route) => route[1] === path).map((route) => route[0].toUpperCase());
     if (methods.includes('GET')) methods.push('HEAD');
     app.all(path, (req, res) => {
       res.setHeader('Allow', methods.join(', '));
@@ -115,7 +143,7 @@ export function createApi(options: ApiOptions): Express {
   app.use((req) => {
     throw new ServiceError('not_found', `There is nothing at ${req.path}`);
   });
-  app.use(errorHandler({ logger, roomAt: () => sandboxes.nextDeadlineAt }));
+  app.use(errorHandler({ logger, roomAt: (teamId) => sandboxes.nextDeadlineOf(teamId) }));
   return app;
 
   function coreRoutes({ sandboxes }: ApiOptions): Route[] {
@@ -146,6 +174,33 @@ export function createApi(options: ApiOptions): Express {
   }
 }
 
+function docsRoutes({ version = 'unknown' }: ApiOptions): Route[] {
+  const docs = docsHandlers({ version, later: laterOperations(), gone: GONE });
+  return [
+    ['get', '/docs', docs.page],
+    ['get', '/docs/openapi.json', docs.openapi],
+  ];
+}
+
+function metricsRoutes({ metrics }: ApiOptions): Route[] {
+  if (metrics === undefined) return [];
+  return [['get', '/metrics', (_req, res) => sendMetrics(metrics.registry, res)]];
+}
+
+function adminRoutes(teams: Teams): Route[] {
+  const admin = adminHandlers(teams);
+  const keys = '/v1/admin/teams/:team/keys';
+  return [
+    ['get', '/v1/admin/teams', admin.listTeams],
+    ['post', '/v1/admin/teams', admin.createTeam],
+    ['get', '/v1/admin/teams/:team', admin.getTeam],
+    ['patch', '/v1/admin/teams/:team', admin.changeTeam],
+    ['get', keys, admin.listKeys],
+    ['post', keys, admin.createKey],
+    ['delete', `${keys}/:key`, admin.revokeKey],
+  ];
+}
+
 function poolRoutes({ sandboxes }: ApiOptions): Route[] {
   const pool = poolHandlers(sandboxes.pools);
   return [
@@ -169,11 +224,11 @@ function executionRoutes({ sandboxes, interpreter }: ApiOptions): Route[] {
   ];
 }
 
-/** Operations of the contract that come later. Each says so by name; none is accepted in silence. */
-function laterRoutes(): Route[] {
+/** Operations of the contract that come later, and what they are part of. */
+function laterOperations(): Array<[Method, string, string]> {
   const builds = 'Building templates';
   const tags = 'Template tags';
-  const later: Array<[Method, string, string]> = [
+  return [
     ['post', '/sandboxes/:sandboxID/fork', 'Forking a sandbox'],
     ['post', '/sandboxes/:sandboxID/snapshots', 'Snapshots'],
     ['get', '/snapshots', 'Snapshots'],
@@ -228,13 +283,22 @@ function laterRoutes(): Route[] {
     ['post', '/admin/teams/:teamID/api-keys', 'Team administration'],
     ['delete', '/admin/teams/:teamID/api-keys/:apiKeyID', 'Team administration'],
   ];
+}
+
+/** Operations of the contract that are no more. */
+const GONE: ReadonlyArray<readonly [Method, string]> = [
+  ['post', '/access-tokens'],
+  ['delete', '/access-tokens/:accessTokenID'],
+];
+
+/** Each says by name that it comes later; none is accepted in silence. */
+function laterRoutes(): Route[] {
   const gone: RequestHandler = () => {
     throw new HttpError(410, 'Access tokens no longer exist: use an API key');
   };
   return [
-    ...later.map(([method, path, feature]): Route => [method, path, notYet(feature)]),
-    ['post', '/access-tokens', gone],
-    ['delete', '/access-tokens/:accessTokenID', gone],
+    ...laterOperations().map(([method, path, feature]): Route => [method, path, notYet(feature)]),
+    ...GONE.map(([method, path]): Route => [method, path, gone]),
   ];
 }
 
@@ -251,8 +315,9 @@ const ISOLATION: Record<Runtime['name'], string[]> = {
 };
 
 function infoHandler(options: ApiOptions): RequestHandler {
-  const { config, runtime } = options;
+  const { config, runtime, teams } = options;
   return async (_req, res) => {
+    const { maxSandboxes, createsPerMinute } = teams.limitsOf(teamOf(res));
     const info: ServiceInfo = {
       version: options.version ?? 'unknown',
       runtime: runtime.name,
@@ -262,7 +327,8 @@ function infoHandler(options: ApiOptions): RequestHandler {
       templates: TEMPLATES.map(({ id, alias }) => ({ id, alias })),
       languages: (await options.languages?.()) ?? [],
       limits: {
-        max_sandboxes: config.maxSandboxes,
+        max_sandboxes: maxSandboxes,
+        creates_per_minute: createsPerMinute,
         max_timeout_ms: config.maxTimeoutSeconds * 1000,
         cpu_count: config.cpuCount,
         memory_bytes: config.memoryMB * 1_048_576,

@@ -2,7 +2,7 @@ import type { RequestHandler, Response } from 'express';
 import { HEADERS } from '../../protocol/routing';
 import { ServiceError } from '../errors';
 import { hashKey, sameSecret } from '../secrets';
-import type { KeyRecord } from '../sandboxes/store';
+import type { KeyRecord } from '../sandboxes/store-teams';
 
 /** Where keys are looked up, by the hash that `hashKey` gives. */
 export interface Keys {

@@ -4,6 +4,7 @@ import type { NativeError } from '../../protocol/native';
 import { ServiceError, assertNever } from '../errors';
 import type { ErrorCode } from '../errors';
 import type { Logger } from '../log';
+import { teamOf } from './auth';
 
 /** A failure of HTTP itself, which no word of `ErrorCode` is for: 405, 413, 415. */
 export class HttpError extends Error {
@@ -23,8 +24,8 @@ export function markNotRepeatable(res: Response): void {
 
 export interface ErrorHandlerOptions {
   logger: Logger;
-  /** When there may be room for another sandbox, in milliseconds since the epoch. */
-  roomAt: () => number | undefined;
+  /** When a team may have room for another sandbox, in milliseconds since the epoch. */
+  roomAt: (teamId: string) => number | undefined;
 }
 
 /** The one place where a failure becomes a status and a body, for the control plane and for `/v1`. */
@@ -42,13 +43,17 @@ export function errorHandler({ logger, roomAt }: ErrorHandlerOptions): ErrorRequ
       return;
     }
     const limited = status === 429;
+    const waitMs = error instanceof ServiceError ? error.retryInMs : undefined;
     // The newest Python SDK repeats 429, 502, 503 and 504 by itself, creates included, unless told not to.
-    if (limited || status === 501 || (status >= 500 && res.locals['notRepeatable'] === true)) {
+    if (waitMs !== undefined) {
+      res.setHeader('Should-Retry', 'true');
+      res.setHeader('Retry-After', String(Math.max(1, Math.ceil(waitMs / 1000))));
+    } else if (limited || status === 501 || (status >= 500 && res.locals['notRepeatable'] === true)) {
       res.setHeader('Should-Retry', 'false');
     }
-    const at = roomAt();
+    const at = limited && waitMs === undefined ? roomAt(teamOf(res)) : undefined;
     // As a date: the JS SDK takes whole seconds, and only them, for an order to try again while its caller waits.
-    if (limited && at !== undefined) res.setHeader('Retry-After', new Date(at).toUTCString());
+    if (at !== undefined) res.setHeader('Retry-After', new Date(at).toUTCString());
     const native = req.path === '/v1' || req.path.startsWith('/v1/');
     res.status(status).json(native ? nativeBody(status, error) : apiBody(status, error, res));
   };

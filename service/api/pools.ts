@@ -1,21 +1,28 @@
-import type { Request, RequestHandler } from 'express';
+import type { Request, RequestHandler, Response } from 'express';
 import { PoolSizeRequest } from '../../protocol/native';
 import type { PoolInfo } from '../../protocol/native';
 import { ServiceError } from '../errors';
 import type { PoolStatus } from '../sandboxes/pool';
 import type { Pools } from '../sandboxes/pools';
+import { DEFAULT_TEAM_ID } from '../sandboxes/store-teams';
 import { findTemplate } from '../sandboxes/templates';
 import type { Template } from '../sandboxes/templates';
+import { teamOf } from './auth';
 import { parseBody } from './input';
 
-/** `GET /v1/pools` and `PUT /v1/pools/{template}`. A size set here holds until the service ends. */
+/**
+ * `GET /v1/pools` and `PUT /v1/pools/{template}`. A size set here holds until the service ends. Pools are the whole
+ * service's: the default team, whose key the operator has, is the only one that sees and changes them.
+ */
 export function poolHandlers(pools: Pools | undefined): { list: RequestHandler; resize: RequestHandler } {
   const list: RequestHandler = (_req, res) => {
+    demandOperator(res);
     const items = (pools?.list() ?? []).map((each) => toInfo(each.template, each));
     res.json({ items, next_token: null });
   };
 
   const resize: RequestHandler = (req, res) => {
+    demandOperator(res);
     const template = templateOf(req);
     const { min, target, max } = parseBody(PoolSizeRequest, req.body);
     if (pools === undefined) throw new ServiceError('unimplemented', 'This service keeps no sandboxes ready');
@@ -24,6 +31,13 @@ export function poolHandlers(pools: Pools | undefined): { list: RequestHandler; 
   };
 
   return { list, resize };
+}
+
+function demandOperator(res: Response): void {
+  if (teamOf(res) === DEFAULT_TEAM_ID) return;
+  throw new ServiceError('permission_denied', 'Pools are for the default team only', {
+    remedy: "Use the service's own API key.",
+  });
 }
 
 function templateOf(req: Request): Template {

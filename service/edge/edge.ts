@@ -13,6 +13,9 @@ import {
 import type { SignedQuery } from '../../protocol/routing';
 import type { Logger } from '../log';
 import { ServiceError } from '../errors';
+import { REQUEST_ID_HEADER } from '../observability/request-observer';
+import type { RequestKind, RequestObserver } from '../observability/request-observer';
+import { currentScope } from '../observability/scope';
 import type { Instance } from '../runtime/runtime';
 import type { RunningSandbox } from '../sandboxes/sandbox';
 import { sameSecret } from '../secrets';
@@ -40,6 +43,8 @@ export interface EdgeOptions {
   };
   interpreter: { handle(machine: InterpreterMachine, req: IncomingMessage, res: ServerResponse): void };
   logger: Logger;
+  /** Sees every request; without it none has an id. */
+  observer?: RequestObserver;
 }
 
 /**
@@ -86,7 +91,7 @@ export class Edge {
   handle(req: IncomingMessage, res: ServerResponse): boolean {
     const destination = this.resolve(req);
     if (destination === undefined) return false;
-    this.answer(destination, req, res);
+    this.observed(destination, req, res, undefined, () => this.answer(destination, req, res));
     return true;
   }
 
@@ -102,7 +107,11 @@ export class Edge {
       destination.type === 'sandbox' &&
       (destination.port === AGENT_PORT || destination.port === INTERPRETER_PORT);
     if (value === undefined || plain || hasBody(req)) withoutUpgrade(this.streams, req, socket, head);
-    else this.answer(destination, req, responseOn(req, socket), { value, socket, head });
+    else {
+      const res = responseOn(req, socket);
+      const upgrade = { value, socket, head };
+      this.observed(destination, req, res, upgrade, () => this.answer(destination, req, res, upgrade));
+    }
     return true;
   }
 
@@ -150,6 +159,21 @@ export class Edge {
       }
       case 'sandbox':
         return { type: 'sandbox', id: target.sandboxId, port: target.port };
+    }
+  }
+
+  private observed(
+    destination: Destination,
+    req: IncomingMessage,
+    res: ServerResponse,
+    upgrade: Upgrade | undefined,
+    work: () => void,
+  ): void {
+    const { observer } = this.options;
+    if (observer === undefined) work();
+    else {
+      const sandboxId = destination.type === 'sandbox' ? destination.id : undefined;
+      observer.run({ kind: kindOf(destination), sandboxId, req, res, socket: upgrade?.socket }, work);
     }
   }
 
@@ -257,6 +281,8 @@ export class Edge {
       res,
       upstream,
       upgrade,
+      // The agent's answers are ours in a way; those of other programs are passed on as they are.
+      extraHeaders: port === AGENT_PORT ? requestIdHeader() : [],
       onBroken: () => reset(socket),
       onBadAnswer: () => sendError(req, res, { type: 'bad-answer', port }),
     });
@@ -264,7 +290,12 @@ export class Edge {
 
   private onStreamRequest(req: IncomingMessage, res: ServerResponse): void {
     const sandbox = this.inboundOwner.get(req.socket);
-    if (sandbox !== undefined) this.options.interpreter.handle(machineOf(sandbox), req, res);
+    if (sandbox !== undefined) {
+      const destination = { type: 'sandbox', id: sandbox.id, port: INTERPRETER_PORT } as const;
+      this.observed(destination, req, res, undefined, () =>
+        this.options.interpreter.handle(machineOf(sandbox), req, res),
+      );
+    }
     // Else it came through `upgrade`, which had it recognised as a sandbox's before.
     else if (!this.handle(req, res)) sendError(req, res, { type: 'bad-request', message: 'Invalid host' });
   }
@@ -287,6 +318,17 @@ type SandboxPort = { type: 'sandbox'; id: string; port: number };
 type Refused = { type: 'error'; error: EdgeError };
 type Admitted = { type: 'admitted'; sandbox: RunningSandbox; port: number };
 type Destination = SandboxPort | Refused;
+
+function kindOf(destination: Destination): RequestKind {
+  if (destination.type === 'error') return 'refused';
+  if (destination.port === INTERPRETER_PORT) return 'interpreter';
+  return destination.port === AGENT_PORT ? 'agent' : 'port';
+}
+
+function requestIdHeader(): string[] {
+  const id = currentScope()?.request.id;
+  return id === undefined ? [] : [REQUEST_ID_HEADER, id];
+}
 
 /**
  * Hands a request that asked to change protocols back to an HTTP server as if it had not, for answering it in

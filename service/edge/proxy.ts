@@ -27,6 +27,8 @@ export interface Exchange {
   upstream: net.Socket;
   /** For a request to change protocols: the client's raw socket and what it already sent behind its request. */
   upgrade?: { value: string; socket: Duplex; head: Buffer };
+  /** Names and values by turns, for the end of the answer's head. */
+  extraHeaders?: readonly string[];
   /** The sandbox closed or reset before or within its answer. */
   onBroken: () => void;
   /** The sandbox answered something that is not HTTP; nothing was sent to the client yet. */
@@ -64,7 +66,8 @@ export function exchange(options: Exchange): void {
     else relayInformation(res, info);
   });
   outgoing.on('response', (incoming) => {
-    relayResponse(req, res, incoming, { onBroken: breakOff, onBadAnswer: badAnswer });
+    const { extraHeaders = [] } = options;
+    relayResponse(req, res, incoming, { extraHeaders, onBroken: breakOff, onBadAnswer: badAnswer });
   });
   if (upgrade !== undefined) {
     outgoing.on('upgrade', (incoming, socket, head) => {
@@ -172,7 +175,11 @@ function relayResponse(
   req: IncomingMessage,
   res: ServerResponse,
   incoming: IncomingMessage,
-  { onBroken, onBadAnswer }: { onBroken: () => void; onBadAnswer: () => void },
+  {
+    extraHeaders,
+    onBroken,
+    onBadAnswer,
+  }: { extraHeaders: readonly string[]; onBroken: () => void; onBadAnswer: () => void },
 ): void {
   const status = incoming.statusCode ?? 0;
   const chunked =
@@ -187,7 +194,8 @@ function relayResponse(
   });
   try {
     res.sendDate = false;
-    res.writeHead(status, incoming.statusMessage, responseHeaders(incoming.rawHeaders, { chunked }));
+    const headers = responseHeaders(incoming.rawHeaders, { chunked });
+    res.writeHead(status, incoming.statusMessage, [...headers, ...extraHeaders]);
   } catch {
     // Node refuses to send what the sandbox made up (a status like 099).
     onBadAnswer();

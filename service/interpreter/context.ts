@@ -2,6 +2,7 @@ import { posix } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { outsideScope, traced } from '../observability/scope';
 import type { Outcome } from './endings';
 import type { Execution, ExecutionHost } from './execution';
 import { GatewayRefusal } from './gateway';
@@ -32,6 +33,8 @@ export interface ContextOptions {
   logger: Logger;
   /** Of a kernel that runs already. */
   kernelId?: string;
+  /** It is at work, and answers when it is through. */
+  isBusy?: boolean;
 }
 
 /**
@@ -48,6 +51,10 @@ export class Context implements ExecutionHost {
   private kernelId: string | undefined;
   /** The kernel has not run its start-up code. */
   private fresh: boolean;
+  /** The kernel was at work when it was found, so that it may be a while until it answers. */
+  private isBusy: boolean;
+  /** The kernel is one that was found running, and nobody has looked yet whether it has its environment. */
+  private found: boolean;
   /** What the kernel is to have; see `claim`. */
   private env: Record<string, string>;
   /** What the gateway gives each process of the kernel; undefined when an earlier service had it started. */
@@ -70,8 +77,11 @@ export class Context implements ExecutionHost {
     this.logger = options.logger.child({ contextId: options.id });
     this.kernelId = options.kernelId;
     this.fresh = options.kernelId === undefined;
+    this.isBusy = options.isBusy ?? false;
     this.env = options.env;
-    this.processEnv = options.env;
+    this.found = options.kernelId !== undefined;
+    // A kernel that was found may have died with nobody there to give its next process what it lacks.
+    this.processEnv = this.found ? undefined : options.env;
   }
 
   get languageName(): string {
@@ -96,8 +106,18 @@ export class Context implements ExecutionHost {
     if (this.queue.length === 1) void this.workOff(); // never rejects, as `run` doesn't
   }
 
+  /** A connection in the place of one that an earlier service had, to hear what is said to that. */
+  inherit(sessionId: string): KernelClient {
+    const client = this.newClient(this.kernelId ?? '', { isBusy: true, sessionId });
+    this.begin(this.start(client)).catch((error: unknown) =>
+      this.logger.warn({ err: error }, 'a kernel of an earlier service does not answer'),
+    );
+    return client;
+  }
+
   connect(): Promise<KernelClient> {
-    return this.connecting ?? this.begin(this.start());
+    const start = () => traced('kernel.start', { 'cellbox.context.id': this.id }, () => this.start());
+    return this.connecting ?? this.begin(start());
   }
 
   /** Resolves when the next execution would run at once, at its full speed; rejects when the kernel did not come up. */
@@ -200,19 +220,11 @@ export class Context implements ExecutionHost {
     return attempt;
   }
 
-  private async start(): Promise<KernelClient> {
+  /** `first`: a client to begin with. */
+  private async start(first?: KernelClient): Promise<KernelClient> {
     for (let attempt = 1; ; attempt++) {
       this.closing.signal.throwIfAborted();
-      const kernelId = this.kernelId ?? (await this.spawn());
-      this.closing.signal.throwIfAborted();
-      const client: KernelClient = new KernelClient({
-        gateway: this.options.gateway,
-        kernelId,
-        kernelName: this.kernelName,
-        readyTimeoutMs: this.options.kernelTimeoutMs,
-        logger: this.logger,
-        onEnd: (end) => this.onKernelEnd(client, end),
-      });
+      const client = (attempt === 1 && first) || this.newClient(this.kernelId ?? (await this.spawn()));
       this.client = client;
       try {
         await client.whenReady();
@@ -227,6 +239,23 @@ export class Context implements ExecutionHost {
         if (!again || attempt === MAX_STARTS) throw error;
       }
     }
+  }
+
+  private newClient(kernelId: string, options: { isBusy?: boolean; sessionId?: string } = {}): KernelClient {
+    this.closing.signal.throwIfAborted();
+    const { isBusy } = this;
+    this.isBusy = false;
+    const client: KernelClient = new KernelClient({
+      gateway: this.options.gateway,
+      kernelId,
+      kernelName: this.kernelName,
+      readyTimeoutMs: this.options.kernelTimeoutMs,
+      logger: this.logger,
+      onEnd: (end) => outsideScope(() => this.onKernelEnd(client, end)),
+      isBusy,
+      ...options,
+    });
+    return client;
   }
 
   /** A kernel that answered before, and is to be brought up to date. */
@@ -246,7 +275,9 @@ export class Context implements ExecutionHost {
   }
 
   private spawn(): Promise<string> {
-    const spawning = this.askForKernel();
+    const spawning = traced('gateway.start_kernel', { 'cellbox.kernel.name': this.kernelName }, () =>
+      this.askForKernel(),
+    );
     this.spawning = spawning;
     return spawning.then((kernelId) => {
       this.fresh = true;
@@ -299,7 +330,8 @@ export class Context implements ExecutionHost {
         this.abandon(client);
         return;
       }
-      const code = this.language?.claimCode?.(env);
+      const code = this.found ? this.language?.adoptCode?.(env) : this.language?.claimCode?.(env);
+      this.found = false;
       if (code !== undefined) {
         const failure = await client.runSilently(code, kernelTimeoutMs);
         if (failure !== undefined) this.logger.warn({ failure }, 'a kernel refused its environment');
@@ -323,6 +355,7 @@ export class Context implements ExecutionHost {
   /** What begins now is a new process of the same kernel. */
   private renewed(): void {
     this.fresh = true;
+    this.found = false;
     this.processEnv = this.spawnEnv;
   }
 

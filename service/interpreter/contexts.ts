@@ -4,8 +4,12 @@ import type { Context as ContextListing } from '../../protocol/interpreter';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { Context } from './context';
+import { tellLost } from './endings';
+import { Execution } from './execution';
+import type { ExecutionRecord } from './execution-record';
 import { Gateway } from './gateway';
 import type { KernelModel } from './gateway';
+import { deathOf } from './kernel-death';
 import { findLanguage } from './languages';
 
 /** Listed from the start, in this order; the first one's kernel starts with the sandbox. */
@@ -28,6 +32,8 @@ export interface Machine {
 export interface ContextsOptions {
   machine: Machine;
   kernelTimeoutMs: number;
+  /** For executions of an earlier service. */
+  interruptGraceMs: number;
   home: string;
   logger: Logger;
 }
@@ -87,9 +93,13 @@ export class Contexts {
     for (const context of this.contexts.values()) context.claim(env);
   }
 
-  /** A machine with a past: takes over the kernels that run there, then sees to the defaults. Never rejects. */
-  adopt(): Promise<void> {
-    this.adopting ??= this.takeOver().finally(() => (this.adopting = undefined));
+  /**
+   * A machine with a past: takes over the kernels that run there, then sees to the defaults. Never rejects.
+   *
+   * @param unanswered what an earlier service had sent to them: waited for where the kernel is found, else told as lost.
+   */
+  adopt(unanswered: readonly ExecutionRecord[] = []): Promise<void> {
+    this.adopting ??= this.takeOver(unanswered).finally(() => (this.adopting = undefined));
     return this.adopting;
   }
 
@@ -163,7 +173,7 @@ export class Contexts {
     language: string,
     cwd: string,
     isDefault: boolean,
-    existing: { id?: string; kernelId?: string; createdAt?: number } = {},
+    existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
   ): Context {
     const { home, kernelTimeoutMs } = this.options;
     return new Context({
@@ -186,14 +196,16 @@ export class Contexts {
     return context;
   }
 
-  private async takeOver(): Promise<void> {
+  private async takeOver(unanswered: readonly ExecutionRecord[]): Promise<void> {
     const deadline = Date.now() + this.options.kernelTimeoutMs;
-    while (!this.closed) {
+    const waiting = new Set(unanswered);
+    let asked = false;
+    while (!this.closed && !asked) {
       try {
         const kernels = await this.gateway.listKernels();
+        asked = true;
         const age = (kernel: KernelModel): number => kernel.metadata?.cellbox.created_at ?? 0;
-        for (const kernel of kernels.sort((a, b) => age(a) - age(b))) await this.adoptKernel(kernel);
-        break;
+        for (const kernel of kernels.sort((a, b) => age(a) - age(b))) await this.adoptKernel(kernel, waiting);
       } catch (error) {
         if (Date.now() > deadline) {
           this.logger.warn({ err: error }, 'running kernels could not be taken over');
@@ -203,28 +215,64 @@ export class Contexts {
         await new Promise((resolve) => setTimeout(resolve, ADOPT_RETRY_MS));
       }
     }
-    if (!this.closed) this.prepare();
+    if (this.closed) return; // whoever takes the machine up again looks for them
+    for (const record of waiting) {
+      record.end(tellLost(asked ? { type: 'died', death: {} } : { type: 'lost' }));
+    }
+    this.prepare();
   }
 
-  private async adoptKernel(kernel: KernelModel): Promise<void> {
-    const record = kernel.metadata?.cellbox;
-    const language = record?.language ?? languageOfKernel(kernel.name);
+  private async adoptKernel(kernel: KernelModel, waiting: Set<ExecutionRecord>): Promise<void> {
+    const found = kernel.metadata?.cellbox;
+    const language = found?.language ?? languageOfKernel(kernel.name);
     const known = [...this.contexts.values()];
     const isDefault =
-      record?.is_default ?? !known.some((context) => context.isDefault && context.languageName === language);
-    const id = record?.id ?? kernel.id;
+      found?.is_default ?? !known.some((context) => context.isDefault && context.languageName === language);
+    const id = found?.id ?? kernel.id;
     if (this.contexts.has(id)) return;
-    const createdAt = record?.created_at ?? Date.now();
-    const cwd = record?.cwd ?? this.options.home;
-    this.add(this.make(language, cwd, isDefault, { id, kernelId: kernel.id, createdAt }));
-    if (kernel.execution_state === 'busy') {
-      // Whoever ran this has lost the stream when the last service ended: for the kernel, a client that went away.
-      await this.gateway
-        .interruptKernel(kernel.id)
+    const createdAt = found?.created_at ?? Date.now();
+    const cwd = found?.cwd ?? this.options.home;
+    const isBusy = kernel.execution_state === 'busy';
+    const context = this.make(language, cwd, isDefault, { id, kernelId: kernel.id, createdAt, isBusy });
+    this.add(context);
+    const sent = [...waiting].filter(({ unanswered }) => unanswered?.kernel_id === kernel.id);
+    const record = sent.pop();
+    // A kernel has one at a time: the ends of these could not be written down, as on a full disk.
+    for (const older of sent) {
+      waiting.delete(older);
+      older.end(tellLost({ type: 'lost' }));
+    }
+    const ending = kernel.last_ending;
+    if (record !== undefined && ending !== undefined && ending.at > (record.startedAt ?? 0)) {
+      waiting.delete(record);
+      record.end(tellLost({ type: 'died', death: deathOf(ending) }));
+    } else if (record !== undefined) {
+      waiting.delete(record);
+      this.inherit(context, record);
+    } else if (isBusy) {
+      // Nobody knows whose this is, and nobody is going to take what comes of it.
+      await context
+        .interrupt()
         .catch((error: unknown) =>
           this.logger.warn({ err: error }, 'a busy kernel could not be interrupted'),
         );
     }
+  }
+
+  /** Waits for what an earlier service had sent; for the kernel, E2B's clients went away with that service. */
+  private inherit(context: Context, record: ExecutionRecord): void {
+    const { unanswered } = record;
+    if (unanswered === undefined) return;
+    const { interruptGraceMs } = this.options;
+    const { timeoutMs } = record.options;
+    const execution = new Execution(
+      context,
+      { code: '', env: {}, timeoutMs, interruptGraceMs },
+      record,
+      unanswered,
+    );
+    context.enqueue(execution);
+    if (unanswered.is_plain) execution.finish({ type: 'client_gone' });
   }
 }
 

@@ -90,6 +90,25 @@ export function tell(outcome: Outcome, facts: EndFacts): Told {
   }
 }
 
+/** Of one that waited when the service ended: nobody has its code any more. */
+export function tellUnstarted(): Told {
+  const value = 'The service was started again before this execution began: it never ran';
+  return told('error', true, [error('NeverStarted', value)], undefined, { remedy: 'Send it again.' });
+}
+
+/** Of one whose kernel was not there any more, or could not be asked, when the service was started again. */
+export function tellLost(outcome: { type: 'lost' } | { type: 'died'; death: KernelDeath }): Told {
+  return tell(outcome, {
+    replyStatus: undefined,
+    sawError: false,
+    stop: undefined,
+    interruptKeepsState: true,
+    traceback: '',
+    timeoutMs: 0,
+    graceMs: 0,
+  });
+}
+
 function tellDone({ replyStatus, sawError, stop, traceback, timeoutMs }: EndFacts): Told {
   if (stop === 'timeout') {
     const value = `The execution ran longer than its limit of ${timeoutMs} ms and was interrupted`;

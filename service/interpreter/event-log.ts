@@ -5,10 +5,24 @@ import { SpoolFile } from './spool-file';
 const MEMORY_BYTES = 256 * 1024;
 /** What a reader is given at a time. */
 const PIECE_BYTES = 64 * 1024;
+/** Between two entries of the file's index, at least. */
+const INDEX_BYTES = 64 * 1024;
+/** What nobody reads is on the disk so much later at the latest; most executions have ended by then. */
+const FLUSH_AFTER_MS = 100;
+
+/** How much of a log an earlier service left. */
+export interface LogState {
+  /** What its file has. */
+  fileEvents: number;
+  fileBytes: number;
+  /** The events after those, without their numbers. */
+  tail: string;
+}
 
 /**
- * The numbered events of one execution, as lines without their number. The newest are in memory, the others on the
- * disk. Any number of readers follow it, each at its own pace; none of them holds up who appends.
+ * The numbered events of one execution, as lines without their number. The newest are in memory; all but the newest,
+ * and every event that a reader has been given, are on the disk, so that a number never means two things, whatever
+ * becomes of this process. Any number of readers follow it, each at its own pace; none of them holds up who appends.
  */
 export class EventLog {
   /** Events so far; the next one gets this number. */
@@ -19,6 +33,11 @@ export class EventLog {
   private bytes = 0;
   /** Number of the first event in memory. */
   private base = 0;
+  /** Events before this one are in the file, or on their way there. */
+  private written = 0;
+  /** Events before this one are in the file. */
+  private safe = 0;
+  private flushing: NodeJS.Timeout | undefined;
   /** Where in the file which event begins, every block of events. */
   private readonly index: Array<{ seq: number; offset: number }> = [];
   private readonly file: SpoolFile;
@@ -45,7 +64,7 @@ export class EventLog {
 
   /** Adds one encoded line. False when there was no room for it; one that is `essential` is always kept. */
   append(line: string, essential: boolean): boolean {
-    if (this.outOfRoom && !essential) {
+    if (this.outOfRoom && !essential && this.bytes + line.length > MEMORY_BYTES) {
       this.omittedBytes += line.length;
       return false;
     }
@@ -53,28 +72,54 @@ export class EventLog {
     this.bytes += line.length;
     this.count++;
     if (this.bytes > MEMORY_BYTES && !this.outOfRoom) this.spill();
+    else this.flushing ??= setTimeout(() => this.flush(), FLUSH_AFTER_MS).unref();
     this.notify();
     return true;
   }
 
   /** Moves what is in memory to the disk, where there is room. */
   spill(): void {
-    if (this.lines.length === 0 || this.outOfRoom) return;
-    const offset = this.file.bytes;
-    const block = this.lines.map((line, position) => numbered(this.base + position, line)).join('');
-    if (!this.file.append(block)) {
-      this.outOfRoom = true;
-      return;
-    }
-    this.index.push({ seq: this.base, offset });
+    if (this.lines.length === 0) return;
+    this.flush();
+    if (this.outOfRoom) return;
     this.base = this.count;
     this.lines = [];
     this.bytes = 0;
   }
 
-  /** No more will come, but for what is late: readers that have everything are done. */
+  /** What is not in the file, for the journal of an execution that has ended. */
+  get state(): LogState {
+    return {
+      fileEvents: this.written,
+      fileBytes: this.file.bytes,
+      tail: this.lines.slice(this.written - this.base).join(''),
+    };
+  }
+
+  /** Goes on with what an earlier service left; before anything is appended. */
+  resume({ fileEvents, fileBytes, tail }: LogState): void {
+    this.file.resume(fileBytes);
+    if (fileEvents > 0) this.index.push({ seq: 0, offset: 0 });
+    this.lines = tail.split(/(?<=\n)/).filter((line) => line !== '');
+    this.bytes = tail.length;
+    this.base = this.written = this.safe = fileEvents;
+    this.count = fileEvents + this.lines.length;
+  }
+
+  /** Resolves when what there is is on the disk, or never will be. */
+  async settled(): Promise<void> {
+    this.flush();
+    await this.file.settled();
+  }
+
+  /**
+   * No more will come, but for what is late: readers that have everything are done. By now what is not in the file is in
+   * the journal.
+   */
   end(): void {
     this.ended = true;
+    clearTimeout(this.flushing);
+    this.flushing = undefined;
     this.notify();
   }
 
@@ -96,9 +141,9 @@ export class EventLog {
           if (signal.aborted) return;
         }
         if (next === before) throw new Error('the events were lost with the disk');
-      } else if (next < this.count) {
+      } else if (next < this.readable) {
         let piece = '';
-        while (next < this.count && piece.length < PIECE_BYTES) {
+        while (next < this.readable && piece.length < PIECE_BYTES) {
           const line = this.lines[next - this.base];
           if (line === undefined) return; // removed meanwhile
           piece += numbered(next++, line);
@@ -107,9 +152,40 @@ export class EventLog {
       } else if (this.ended) {
         return;
       } else {
+        this.flush();
         await this.nextChange(signal);
       }
     }
+  }
+
+  /** Readers may have the events before this one. */
+  private get readable(): number {
+    return this.ended || this.outOfRoom ? this.count : this.safe;
+  }
+
+  /** Puts what is only in memory on its way to the disk, too. */
+  private flush(): void {
+    clearTimeout(this.flushing);
+    this.flushing = undefined;
+    const { count } = this;
+    if (this.written === count || this.outOfRoom) return;
+    const offset = this.file.bytes;
+    const from = this.written - this.base;
+    const block = this.lines.slice(from).map((line, position) => numbered(this.written + position, line));
+    if (this.file.isClosed || !this.file.append(block.join(''))) {
+      this.outOfRoom = true;
+      this.notify();
+      return;
+    }
+    const last = this.index.at(-1);
+    if (last === undefined || offset - last.offset >= INDEX_BYTES) {
+      this.index.push({ seq: this.written, offset });
+    }
+    this.written = count;
+    void this.file.settled().then(() => {
+      this.safe = Math.max(this.safe, count);
+      this.notify();
+    });
   }
 
   /** What is on the disk from event `from` on, with the number of the event after each piece. */

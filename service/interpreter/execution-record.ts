@@ -8,6 +8,8 @@ import type { Logger } from '../log';
 import type { ErrorEvent, Told } from './endings';
 import { accountingOf } from './endings';
 import { EventLog } from './event-log';
+import type { LogState } from './event-log';
+import type { EndedEntry, Entry, JournalledExecution, SentRequest, TextState } from './journal';
 import type { DiskBudget } from './spool-file';
 import { TextOutput } from './text-output';
 
@@ -36,7 +38,26 @@ export interface RecordOptions {
   inlineBytes: number;
   budget: DiskBudget;
   logger: Logger;
+  /** Writes to the journal, before anybody hears of it. */
+  onEntry: (entry: Entry) => void;
   onEnd: (record: ExecutionRecord) => void;
+}
+
+export interface TextLeftBehind {
+  state: TextState;
+  /** How much is in a file of its own. */
+  fileBytes: number;
+  /** All of it, when it has no file and the execution has not ended. */
+  text: string;
+}
+
+/** What an earlier service left of one execution: the journal's words, and what its files have. */
+export interface LeftBehind extends JournalledExecution {
+  log: LogState;
+  texts: Record<TextStream, TextLeftBehind>;
+  /** Of what it put out so far, when it has not ended. */
+  outputBytes: number;
+  results: number;
 }
 
 /** Text in UTF-8 that can be read in parts. */
@@ -53,10 +74,10 @@ export interface RecordedText {
  * the view that is attached, if any. It outlives the execution; the owner calls `remove`.
  */
 export class ExecutionRecord {
-  readonly id = randomUUID();
+  readonly id: string;
   readonly codeHash: string;
   readonly codeFirstLine: string;
-  readonly createdAt = Date.now();
+  readonly createdAt: number;
   /** When the kernel got it. */
   startedAt: number | undefined;
   endedAt: number | undefined;
@@ -76,14 +97,19 @@ export class ExecutionRecord {
   private lateBytes = 0;
   private passing = false;
   private passedBytes = 0;
+  private sent: SentRequest | undefined;
 
+  /** `origin`: the code of a new one, or what an earlier service left. */
   constructor(
     readonly options: RecordOptions,
-    code: string,
+    origin: string | LeftBehind,
   ) {
     const { directory, budget, inlineBytes } = options;
-    this.codeHash = createHash('sha256').update(code).digest('hex');
-    this.codeFirstLine = (/^\s*([^\n]*)/.exec(code)?.[1] ?? '').slice(0, FIRST_LINE_LENGTH);
+    const identity = typeof origin === 'string' ? identityOf(origin) : origin.created;
+    this.id = identity.id;
+    this.codeHash = identity.code_hash;
+    this.codeFirstLine = identity.code_first_line;
+    this.createdAt = identity.created_at;
     const onFailure = (error: unknown): void =>
       options.logger.warn({ err: error, executionId: this.id }, 'output could not be kept on the disk');
     const onDrain = (): void => this.drained();
@@ -93,6 +119,7 @@ export class ExecutionRecord {
     const text = (name: TextStream): TextOutput =>
       new TextOutput(file(name), inlineBytes, budget, onFailure, onDrain);
     this.texts = { stdout: text('stdout'), stderr: text('stderr') };
+    if (typeof origin !== 'string') this.resume(origin);
   }
 
   get state(): 'queued' | 'running' | 'ended' {
@@ -127,8 +154,30 @@ export class ExecutionRecord {
     await this.onInterrupt?.();
   }
 
-  begin(): void {
+  /** The kernel is about to get it. */
+  begin(sent: Omit<SentRequest, 'is_plain'>): void {
     this.startedAt = Date.now();
+    this.sent = { ...sent, is_plain: this.view !== undefined };
+    this.options.onEntry(this.startedEntry(this.sent));
+  }
+
+  /** What was sent to the kernel and has no answer yet; undefined when it has ended or never began. */
+  get unanswered(): SentRequest | undefined {
+    return this.ending === undefined ? this.sent : undefined;
+  }
+
+  /** For the journal: everything that a later service would need to know. */
+  get entries(): Entry[] {
+    const entries: Entry[] = [this.newEntry()];
+    if (this.ending !== undefined) entries.push(this.endedEntry(this.ending));
+    if (this.ending === undefined && this.sent !== undefined) entries.push(this.startedEntry(this.sent));
+    return entries;
+  }
+
+  /** Resolves when what there is is on the disk, or never will be. */
+  async settled(): Promise<void> {
+    const { stdout, stderr } = this.texts;
+    await Promise.all([this.log.settled(), stdout.settled(), stderr.settled()]);
   }
 
   send(event: OutputEvent): void {
@@ -197,6 +246,7 @@ export class ExecutionRecord {
     const { view } = this;
     this.view = undefined;
     this.log.append(encodeLine({ type: 'end_of_execution', ...this.ending } satisfies OutputEvent), true);
+    this.options.onEntry(this.endedEntry(this.ending));
     this.log.end();
     if (termination === 'sandbox_ended') view?.reset();
     else view?.end(plainErrors, this.ending);
@@ -249,6 +299,61 @@ export class ExecutionRecord {
     await Promise.all([this.log.remove(), this.texts.stdout.remove(), this.texts.stderr.remove()]);
   }
 
+  /** For the journal, when it begins to wait. */
+  newEntry(): Entry {
+    const { contextId, language, detached, timeoutMs } = this.options;
+    return {
+      type: 'new',
+      id: this.id,
+      context_id: contextId,
+      language,
+      detached,
+      timeout_ms: timeoutMs,
+      code_hash: this.codeHash,
+      code_first_line: this.codeFirstLine,
+      created_at: this.createdAt,
+    };
+  }
+
+  private startedEntry(sent: SentRequest): Entry {
+    return { type: 'started', id: this.id, at: this.startedAt ?? this.createdAt, ...sent };
+  }
+
+  private endedEntry(ending: Ending): EndedEntry {
+    const { fileEvents, fileBytes, tail } = this.log.state;
+    return {
+      type: 'ended',
+      id: this.id,
+      at: this.endedAt ?? this.createdAt,
+      started_at: this.startedAt ?? null,
+      ending,
+      file_events: fileEvents,
+      file_bytes: fileBytes,
+      tail,
+      stdout: this.texts.stdout.state,
+      stderr: this.texts.stderr.state,
+    };
+  }
+
+  private resume(left: LeftBehind): void {
+    const { started, ended } = left;
+    this.log.resume(left.log);
+    for (const stream of ['stdout', 'stderr'] as const) {
+      const { state, fileBytes, text } = left.texts[stream];
+      this.texts[stream].resume(state, fileBytes, text);
+    }
+    this.outputBytes = left.outputBytes;
+    this.results = left.results;
+    this.startedAt = started?.at;
+    this.sent = started;
+    if (ended === undefined) return;
+    this.startedAt = ended.started_at ?? undefined;
+    this.endedAt = ended.at;
+    this.ending = ended.ending;
+    this.log.end();
+    for (const text of Object.values(this.texts)) text.end();
+  }
+
   private publish(event: OutputEvent, essential: boolean): number {
     const line = encodeLine(event);
     this.log.append(line, essential);
@@ -283,4 +388,15 @@ export class ExecutionRecord {
       true,
     );
   }
+}
+
+function identityOf(
+  code: string,
+): Record<'id' | 'code_hash' | 'code_first_line', string> & { created_at: number } {
+  return {
+    id: randomUUID(),
+    code_hash: createHash('sha256').update(code).digest('hex'),
+    code_first_line: (/^\s*([^\n]*)/.exec(code)?.[1] ?? '').slice(0, FIRST_LINE_LENGTH),
+    created_at: Date.now(),
+  };
 }

@@ -8,6 +8,8 @@ export class ExecutionTotals {
   queuedMs = 0;
   cpuMs = 0;
   outputBytes = 0;
+  /** Told of each, for whoever wants more than sums. */
+  onExecution: ((termination: Termination, accounting: Accounting) => void) | undefined;
 
   add(termination: Termination, accounting: Accounting): void {
     this.byTermination.set(termination, (this.byTermination.get(termination) ?? 0) + 1);
@@ -15,5 +17,6 @@ export class ExecutionTotals {
     this.queuedMs += accounting.queued_ms;
     this.cpuMs += accounting.cpu_ms ?? 0;
     this.outputBytes += accounting.output_bytes;
+    this.onExecution?.(termination, accounting);
   }
 }

@@ -2,11 +2,13 @@ import { randomUUID } from 'node:crypto';
 import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import type { OutputEvent } from '../../protocol/interpreter';
 import type { Logger } from '../log';
+import { ExecutionTrace } from '../observability/execution-trace';
 import { ServiceError } from '../errors';
 import { tell } from './endings';
 import type { KernelDeath, Outcome, Stop } from './endings';
 import type { ExecutionRecord } from './execution-record';
 import { GatewayRefusal } from './gateway';
+import type { SentRequest } from './journal';
 import type { KernelClient, KernelEnd, KernelRequest, KernelUser } from './kernel-client';
 import { asksToExit, readUsage } from './kernel-death';
 import { splitStreamText } from './languages';
@@ -35,6 +37,8 @@ export interface ExecutionHost {
   readonly readyKernel: KernelClient | undefined;
   /** The kernel, started or connected again where needed. */
   connect(): Promise<KernelClient>;
+  /** A connection in the place of one that an earlier service had. */
+  inherit(sessionId: string): KernelClient;
   interrupt(): Promise<void>;
   /** Kills the kernel and starts another one; resolves when the old one is gone. */
   killKernel(): Promise<void>;
@@ -64,6 +68,7 @@ export class Execution implements KernelUser {
   private readonly finished: Promise<undefined>;
   private resolveFinished!: () => void;
   private resolveSettled: (() => void) | undefined;
+  private readonly trace: ExecutionTrace;
   private client: KernelClient | undefined;
   private reply: KernelMessage.IExecuteReplyMsg | undefined;
   private gotIdle = false;
@@ -90,9 +95,16 @@ export class Execution implements KernelUser {
     private readonly host: ExecutionHost,
     private readonly options: ExecutionOptions,
     readonly record: ExecutionRecord,
+    /** The kernel has it from an earlier service. */
+    private readonly inherited?: SentRequest,
   ) {
     this.finished = new Promise((resolve) => (this.resolveFinished = () => resolve(undefined)));
     this.onLate = lateListener(record);
+    this.trace = new ExecutionTrace({
+      'cellbox.sandbox.id': record.options.sandboxId,
+      'cellbox.context.id': record.options.contextId,
+      'cellbox.execution.id': record.id,
+    });
     record.onDrain = () => this.resume();
     record.onInterrupt = () => this.interrupt();
   }
@@ -101,8 +113,16 @@ export class Execution implements KernelUser {
     return this.outcome !== undefined;
   }
 
-  async run(): Promise<void> {
+  run(): Promise<void> {
+    return this.trace.run(() => this.runTraced());
+  }
+
+  private async runTraced(): Promise<void> {
     try {
+      if (this.inherited !== undefined) {
+        await this.runOn(this.host.inherit(this.inherited.session));
+        return;
+      }
       for (let attempt = 1; !this.isOver; attempt++) {
         const client = this.host.readyKernel ?? (await this.waitForKernel());
         if (client?.isReady) {
@@ -124,6 +144,7 @@ export class Execution implements KernelUser {
     clearTimeout(this.grace);
     clearTimeout(this.limit);
     this.close(outcome);
+    this.trace.end(this.record.ending?.termination ?? outcome.type);
     this.resume(); // nobody is waited for any more, and the kernel's end must be heard
     this.resolveFinished();
   }
@@ -171,22 +192,29 @@ export class Execution implements KernelUser {
 
   private async runOn(client: KernelClient): Promise<void> {
     const { language } = this.host;
+    const { inherited } = this;
     const { env } = this.options;
-    const names = Object.keys(env);
+    const names = inherited?.env_names ?? Object.keys(env);
     const byCode = names.length > 0 && language?.setEnvCode !== undefined;
     const metadata = names.length > 0 && !byCode ? { cellbox: { env } } : undefined;
     this.client = client;
     client.user = this;
     try {
-      const wasSet = byCode && (await this.prepareEnvironment(client, language));
-      if (!this.isOver) await this.runCode(client, metadata);
+      const wasSet = byCode && (inherited !== undefined || (await this.prepareEnvironment(client, language)));
+      if (!this.isOver || inherited !== undefined) {
+        await this.runCode(client, metadata, byCode ? names : []);
+      }
       if (wasSet && client.end === undefined) await this.restoreEnvironment(client, language, names);
     } finally {
       if (client.user === this) client.user = undefined;
     }
   }
 
-  private async runCode(client: KernelClient, metadata: Record<string, object> | undefined): Promise<void> {
+  private async runCode(
+    client: KernelClient,
+    metadata: Record<string, object> | undefined,
+    envNames: string[],
+  ): Promise<void> {
     let settled = false;
     const whenSettled = new Promise<void>((resolve) => {
       this.resolveSettled = () => {
@@ -195,16 +223,14 @@ export class Execution implements KernelUser {
       };
     });
     try {
-      const { code } = this.options;
-      this.request = client.execute(code, metadata ? { silent: false, metadata } : { silent: false }, this);
+      this.request = this.send(client, metadata, envNames);
     } catch (error) {
       this.host.logger.debug({ err: error }, 'an execution could not be sent');
       this.finish({ type: 'lost' });
       return;
     }
-    this.record.begin();
-    const { timeoutMs } = this.options;
-    if (timeoutMs > 0) this.limit = setTimeout(() => this.onTimeout(), timeoutMs);
+    this.trace.begin(client.kernelId);
+    this.limitTime();
     try {
       await this.finished;
       if (this.outcome?.type === 'client_gone' && !settled) await this.interruptUntil(whenSettled);
@@ -213,6 +239,37 @@ export class Execution implements KernelUser {
     } finally {
       this.request.dispose();
     }
+  }
+
+  private send(
+    client: KernelClient,
+    metadata: Record<string, object> | undefined,
+    envNames: string[],
+  ): KernelRequest {
+    if (this.inherited !== undefined) {
+      this.record.send({ type: 'reattached' });
+      return client.inherit(this.inherited.message_id, this);
+    }
+    const { kernelId, sessionId } = client;
+    const onSend = (messageId: string): void =>
+      this.record.begin({
+        kernel_id: kernelId,
+        session: sessionId,
+        message_id: messageId,
+        env_names: envNames,
+      });
+    return client.execute(
+      this.options.code,
+      metadata ? { silent: false, metadata, onSend } : { silent: false, onSend },
+      this,
+    );
+  }
+
+  private limitTime(): void {
+    const { timeoutMs } = this.options;
+    if (timeoutMs === 0 || this.isOver) return;
+    const { startedAt = Date.now() } = this.record;
+    this.limit = setTimeout(() => this.onTimeout(), Math.max(0, startedAt + timeoutMs - Date.now()));
   }
 
   /** The time limit has passed. What an interrupt does not end within the grace, the kernel's death does. */

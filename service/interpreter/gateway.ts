@@ -35,6 +35,8 @@ const KernelModel = z.object({
   name: z.string(),
   execution_state: z.string().optional(),
   metadata: z.object({ cellbox: ContextRecord }).optional().catch(undefined),
+  /** How a process of it ended last, and when (milliseconds since the epoch); see `cellbox_kernel/endings.py`. */
+  last_ending: z.looseObject({ at: z.number() }).optional().catch(undefined),
 });
 export type KernelModel = z.infer<typeof KernelModel>;
 

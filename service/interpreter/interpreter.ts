@@ -1,3 +1,4 @@
+import { readdir } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
@@ -21,6 +22,7 @@ import type { Submission } from './submission';
 export type { Machine } from './contexts';
 
 const KEEPALIVE_MS = 5_000;
+const RESTORED_AT_ONCE = 8;
 const HOME = '/home/user';
 
 export interface InterpreterOptions {
@@ -49,7 +51,7 @@ export interface ExecutionSettings {
   inlineBytes: number;
   /** For the files of all executions of one sandbox. */
   diskBytes: number;
-  /** Where these files are; what an earlier service left there is the caller's to remove. */
+  /** Where these files are; see `restore` for what an earlier service left there. */
   directory: string;
 }
 
@@ -203,7 +205,27 @@ export class Interpreter {
    * that is done; requests wait for it. Never rejects: what can't be found again is made anew.
    */
   async adopt(machine: Machine): Promise<void> {
-    if (!this.closed && !this.residents.has(machine.id)) await this.resident(machine).contexts.adopt();
+    if (this.closed || this.residents.has(machine.id)) return;
+    await this.resident(machine).contexts.adopt(this.records.get(machine.id)?.unanswered);
+  }
+
+  /**
+   * Reads what an earlier service wrote down of executions, before any machine is taken over: those that ended can be
+   * asked for again, those that ran go on with `adopt`.
+   */
+  async restore(): Promise<void> {
+    const { directory } = this.settings;
+    const names = await readdir(directory).catch(() => []); // made at the first write
+    // Some at a time: what is read of one is in memory for a moment.
+    const restoreNext = async (): Promise<void> => {
+      for (let name = names.pop(); name !== undefined; name = names.pop()) await this.restoreOne(name);
+    };
+    await Promise.all(Array.from({ length: RESTORED_AT_ONCE }, restoreNext));
+  }
+
+  /** Forgets the executions of sandboxes that are no more, with their files, once it is known which ones those are. */
+  retain(isThere: (sandboxId: string) => boolean): void {
+    for (const id of [...this.records.keys()]) if (!isThere(id)) this.drop(id);
   }
 
   /**
@@ -233,11 +255,24 @@ export class Interpreter {
     for (const res of resident.answers) resetConnection(res);
   }
 
-  /** Drops all machines and refuses later requests; resolves when their files are gone. Idempotent. */
+  /**
+   * Lets go of all machines and refuses later requests; resolves when what is to be kept for the next service is on the
+   * disk. Kernels and what they run are left alone. Idempotent.
+   */
   async close(): Promise<void> {
     this.closed = true;
-    for (const id of new Set([...this.residents.keys(), ...this.records.keys()])) this.drop(id);
-    await Promise.all(this.removing);
+    const left = [...this.records.values()].map((records) => records.leave());
+    for (const id of [...this.residents.keys()]) this.suspend(id);
+    this.records.clear();
+    await Promise.all([...left, ...this.removing]);
+  }
+
+  private async restoreOne(machineId: string): Promise<void> {
+    try {
+      await this.recordsOf(machineId).restore();
+    } catch (error) {
+      this.options.logger.error({ err: error, sandboxId: machineId }, 'executions could not be restored');
+    }
   }
 
   private recordsOf(machineId: string): ExecutionRecords {
@@ -272,7 +307,13 @@ export class Interpreter {
     if (known !== undefined) return known;
     const { kernelTimeoutMs, home, logger } = this.options;
     const resident: Resident = {
-      contexts: new Contexts({ machine, kernelTimeoutMs, home, logger }),
+      contexts: new Contexts({
+        machine,
+        kernelTimeoutMs,
+        interruptGraceMs: this.settings.interruptGraceMs,
+        home,
+        logger,
+      }),
       answers: new Set(),
       isUnclaimed: false,
     };

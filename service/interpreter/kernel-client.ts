@@ -18,6 +18,8 @@ const FIRST_RETRY_MS = 50;
 const MAX_RETRY_MS = 1_000;
 /** A kernel_info_request can fall between two chairs while a kernel starts. */
 const ASK_AGAIN_MS = 3_000;
+/** One that is busy answers when it is through, every one of them. */
+const ASK_BUSY_AGAIN_MS = 60_000;
 
 /**
  * Why a client is of no more use. `restarting`: the gateway starts the kernel anew after it died; `dead`: the kernel
@@ -52,8 +54,12 @@ export interface KernelClientOptions {
   gateway: Gateway;
   kernelId: string;
   kernelName: string;
-  /** From now until the kernel has answered for the first time. */
+  /** From now until the kernel has answered for the first time; for one that is busy, until there is a channel. */
   readyTimeoutMs: number;
+  /** The kernel may be at work on what an earlier service sent, and answer when it is through. */
+  isBusy?: boolean;
+  /** Of an earlier service's client, when there is something in it to be waited for. */
+  sessionId?: string;
   logger: Logger;
   onEnd: (end: KernelEnd) => void;
 }
@@ -62,12 +68,25 @@ type Serializer = ServerConnection.ISettings['serializer'];
 
 /** jupyterlab's connection without its own ideas about reconnecting, and without promises that reject unheard. */
 class Connection extends KernelConnection {
+  /** Told the id of the next request, before it is sent. */
+  onSend: ((messageId: string) => void) | undefined;
   private onInfo: (() => void) | undefined;
 
   constructor(options: ConstructorParameters<typeof KernelConnection>[0], onInfo: () => void) {
     super(options);
     this.onInfo = onInfo;
     this.info.catch(() => undefined); // a kernel that answers kernel_info with an error can run code all the same
+  }
+
+  override sendShellMessage<Type extends KernelMessage.ShellMessageType>(
+    message: KernelMessage.IShellMessage<Type>,
+    expectReply?: boolean,
+    disposeOnDone?: boolean,
+  ): ReturnType<typeof KernelConnection.prototype.sendShellMessage<Type>> {
+    const { onSend } = this;
+    this.onSend = undefined;
+    onSend?.(message.header.msg_id);
+    return super.sendShellMessage(message, expectReply, disposeOnDone);
   }
 
   /** Asked for by the connection itself when the gateway restarts a kernel; we make a new connection then. */
@@ -102,9 +121,11 @@ export class KernelClient {
   private readonly connection: Connection;
   private socket: KernelSocket | undefined;
   private state: KernelEnd | 'connecting' | 'ready' = 'connecting';
-  private everReady = false;
+  private everReady: boolean;
   /** It was up, is down, and the grace is running. */
-  private lost = false;
+  private lost: boolean;
+  /** A request of an earlier service. */
+  private inherited: { messageId: string; handlers: RequestHandlers } | undefined;
   /** Those who wait for the kernel to answer. */
   private waiting: Array<() => void> = [];
   /** Those who want to know when it never will. */
@@ -120,13 +141,16 @@ export class KernelClient {
   private delivered: KernelMessage.IIOPubMessage | undefined;
 
   constructor(private readonly options: KernelClientOptions) {
-    const { gateway, kernelId, kernelName } = options;
+    const { gateway, kernelId, kernelName, isBusy = false, sessionId } = options;
     this.kernelId = kernelId;
+    // As one that had a channel before, and has lost it.
+    this.everReady = this.lost = isBusy;
     this.connection = new Connection(
       {
         model: { id: kernelId, name: kernelName },
         serverSettings: this.serverSettings(gateway),
         username: 'cellbox',
+        ...(sessionId !== undefined && { clientId: sessionId }),
         handleComms: false,
         kernelInfoTimeout: options.readyTimeoutMs,
       },
@@ -143,14 +167,30 @@ export class KernelClient {
       this.lost = false;
     });
     this.connection.iopubMessage.connect((_connection, message) => {
-      if (message === this.delivered || this.past.size === 0) return;
+      if (message === this.delivered || (this.past.size === 0 && this.inherited === undefined)) return;
       const { msg_id: parent } = message.parent_header as { msg_id?: string };
-      if (parent !== undefined) this.past.get(parent)?.(message);
+      if (parent === undefined) return;
+      if (parent === this.inherited?.messageId) this.inherited.handlers.onMessage(message);
+      else this.past.get(parent)?.(message);
+    });
+    // Replies to what this connection has not sent.
+    this.connection.unhandledMessage.connect((_connection, message) => {
+      const { msg_id: parent } = message.parent_header as { msg_id?: string };
+      if (message.header.msg_type !== 'execute_reply' || parent !== this.inherited?.messageId) return;
+      this.inherited?.handlers.onReply(message as KernelMessage.IExecuteReplyMsg);
     });
     this.giveUp = setTimeout(() => this.finish('lost'), options.readyTimeoutMs);
-    this.askAgain = setInterval(() => {
-      void this.connection.requestKernelInfo();
-    }, ASK_AGAIN_MS);
+    this.askAgain = setInterval(
+      () => {
+        void this.connection.requestKernelInfo();
+      },
+      isBusy ? ASK_BUSY_AGAIN_MS : ASK_AGAIN_MS,
+    );
+  }
+
+  /** Names this client to the gateway, which keeps what is said to it for a while when it is gone. */
+  get sessionId(): string {
+    return this.connection.clientId;
   }
 
   get isReady(): boolean {
@@ -175,13 +215,18 @@ export class KernelClient {
     });
   }
 
-  /** Sends code. @throws Error when the kernel is gone; the user hears of that too. */
+  /** Sends code; `onSend` is told its id before. @throws Error when the kernel is gone; the user hears of that too. */
   execute(
     code: string,
-    options: { silent: boolean; metadata?: Record<string, string | object> },
+    options: {
+      silent: boolean;
+      metadata?: Record<string, string | object>;
+      onSend?: (messageId: string) => void;
+    },
     handlers: RequestHandlers,
   ): KernelRequest {
     if (options.silent) this.silentRequests++;
+    this.connection.onSend = options.onSend;
     const future = this.connection.requestExecute(
       {
         code,
@@ -207,6 +252,17 @@ export class KernelClient {
         future.dispose();
         // Only that: the rest, and the code, need not be kept.
         if (onLate !== undefined) this.rememberPast(messageId, onLate);
+      },
+    };
+  }
+
+  /** Waits for the answer to what an earlier client of this session sent; one at a time, before anything is sent. */
+  inherit(messageId: string, handlers: RequestHandlers): KernelRequest {
+    this.inherited = { messageId, handlers };
+    return {
+      dispose: () => {
+        this.inherited = undefined;
+        if (handlers.onLate !== undefined) this.rememberPast(messageId, handlers.onLate);
       },
     };
   }

@@ -15,7 +15,12 @@ const Death = z.object({
 export function readDeath(message: KernelMessage.IMessage): KernelDeath | undefined {
   const state = (message.content as { execution_state?: unknown }).execution_state;
   if (state !== 'restarting' && state !== 'dead') return undefined;
-  const told = Death.safeParse((message.metadata as { cellbox?: unknown }).cellbox);
+  return deathOf((message.metadata as { cellbox?: unknown }).cellbox);
+}
+
+/** What a gateway says of an end of a process, in a message or in a kernel's model. */
+export function deathOf(ending: unknown): KernelDeath {
+  const told = Death.safeParse(ending);
   if (!told.success) return {};
   const { exit_code, signal, oom, memory_peak_bytes, memory_limit_bytes } = told.data;
   return {

@@ -34,6 +34,8 @@ export interface Language {
    * Absent for languages whose kernels are never started ahead.
    */
   claimCode?(env: Readonly<Record<string, string>>): string;
+  /** The same for a kernel that an earlier service has used: what is missing is set, what its code has changed stays. */
+  adoptCode?(env: Readonly<Record<string, string>>): string;
 
   /**
    * Code that prints `marker` as a stdout message of its own, for a kernel that says `idle` while output of the cell
@@ -147,6 +149,11 @@ import json, os
 os.environ.update(json.loads(env))
 `;
 
+const PYTHON_ADOPT = `
+import json, os
+for name, value in json.loads(env).items(): os.environ.setdefault(name, value)
+`;
+
 const python: Language = {
   name: 'python',
   kernelName: 'python3',
@@ -154,6 +161,7 @@ const python: Language = {
   // Each in a namespace of its own, as one expression: nothing of it is left in the user's.
   warmUpCode: `exec(${pythonText(PYTHON_WARM_UP)}, {'get_ipython': get_ipython})`,
   claimCode: (env) => `exec(${pythonText(PYTHON_CLAIM)}, {'env': ${pythonText(JSON.stringify(env))}})`,
+  adoptCode: (env) => `exec(${pythonText(PYTHON_ADOPT)}, {'env': ${pythonText(JSON.stringify(env))}})`,
   interruptKeepsState: true,
   ...quiet,
 };

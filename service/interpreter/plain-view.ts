@@ -58,6 +58,7 @@ export class PlainView {
         this.truncations.set(event.stream, event);
         break;
       case 'late_output':
+      case 'reattached':
       case 'end_of_execution':
         return; // not part of E2B's stream, or told by `end`
       default:

@@ -39,6 +39,19 @@ export class SpoolFile {
     return this.pendingBytes > HIGH_WATER_BYTES;
   }
 
+  /** Nothing more is taken: there was no room. */
+  get isClosed(): boolean {
+    return this.refuses;
+  }
+
+  /** Goes on with the file of an earlier service, of which `bytes` count. Before anything is appended. */
+  resume(bytes: number): void {
+    this.bytes = bytes;
+    if (bytes === 0 || this.budget.take(bytes)) return;
+    this.refuses = true;
+    this.bytes = 0;
+  }
+
   /** False when there is no room for it; from then on nothing more is taken, so that the file has no holes. */
   append(text: string): boolean {
     const bytes = Buffer.byteLength(text);

@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream';
+import type { TextState } from './journal';
 import type { DiskBudget } from './spool-file';
 import { SpoolFile } from './spool-file';
 
@@ -33,6 +34,27 @@ export class TextOutput {
   /** Bytes in the file; undefined when the events have everything. */
   get keptBytes(): number | undefined {
     return this.file?.bytes;
+  }
+
+  /** What the journal says of it. */
+  get state(): TextState {
+    return { bytes: this.bytes, omitted_bytes: this.omittedBytes, kept_bytes: this.keptBytes ?? null };
+  }
+
+  /**
+   * Goes on with what an earlier service left; `fileBytes`: what its file has now; `text`: all of it, when it has none. Before
+   * anything is taken.
+   */
+  resume(state: TextState, fileBytes: number, text: string): void {
+    this.bytes = state.bytes;
+    this.omittedBytes = state.omitted_bytes;
+    this.closed = state.omitted_bytes > 0;
+    this.head = text === '' ? [] : [text];
+    if (state.kept_bytes === null) return;
+    this.head = undefined;
+    this.file = new SpoolFile(this.path, this.budget, this.onFailure);
+    this.file.onDrain = this.onDrain;
+    this.file.resume(Math.min(fileBytes, state.kept_bytes));
   }
 
   /** Nothing more goes into the events. */

@@ -382,7 +382,7 @@ class DockerRuntime implements Runtime {
       await handle.setDeadline(spec.deadlineAt);
     } catch (error) {
       throwIfCancelled(signal);
-      this.options.logger.warn({ instance: spec.id, output: output.text() }, 'a sandbox did not start');
+      this.options.logger.warn({ sandboxId: spec.id, output: output.text() }, 'a sandbox did not start');
       if (over.signal.reason === 'ended') {
         throw new ServiceError('unavailable', 'The sandbox ended while starting', {
           cause: new Error(output.text(), { cause: error }),
@@ -417,7 +417,7 @@ class DockerRuntime implements Runtime {
       await remove();
     } catch (error) {
       this.doomed.add(id);
-      this.options.logger.error({ instance: id, error }, 'a failed start could not be cleared yet');
+      this.options.logger.error({ sandboxId: id, error }, 'a failed start could not be cleared yet');
     }
     // A create that was given up may still succeed: then it goes at once. Its own failure was reported above.
     created?.then(remove).catch(() => undefined);
@@ -710,13 +710,13 @@ class DockerRuntime implements Runtime {
   private async onGone(handle: DockerInstance, detail: string): Promise<void> {
     if (handle.isEndExpected) return; // whoever expects it also clears up
     handle.expectEnd();
-    this.options.logger.warn({ instance: handle.id, detail }, 'a sandbox ended by itself');
+    this.options.logger.warn({ sandboxId: handle.id, detail }, 'a sandbox ended by itself');
     await handle.tunnel.close();
     try {
       await removeContainer(this.docker, handle.containerId);
       await fs.rm(path.join(this.tunnels, handle.id), { recursive: true, force: true });
     } catch (error) {
-      this.options.logger.error({ instance: handle.id, error }, 'an ended sandbox could not be cleared');
+      this.options.logger.error({ sandboxId: handle.id, error }, 'an ended sandbox could not be cleared');
     }
     this.finish(handle.id, handle, { reason: 'exited', detail });
   }

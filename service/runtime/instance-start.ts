@@ -1,6 +1,7 @@
 import http from 'node:http';
 import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../errors';
+import { traced } from '../observability/scope';
 import type { Instance, InstanceSpec } from './runtime';
 
 /** What the start of an instance has in common, whichever runtime starts it. */
@@ -51,7 +52,9 @@ async function postInit(
   signal: AbortSignal,
 ): Promise<void> {
   const body = JSON.stringify({ envVars: env, accessToken, defaultUser: 'user', timestamp });
-  const status = await askAgent(instance, { method: 'POST', path: '/init', body, signal });
+  const status = await traced('agent.init', { 'cellbox.sandbox.id': instance.id }, () =>
+    askAgent(instance, { method: 'POST', path: '/init', body, signal }),
+  );
   if (status >= 300) throw new ServiceError('unavailable', `The agent refused its settings (${status})`);
 }
 

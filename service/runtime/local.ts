@@ -644,7 +644,10 @@ class LocalRuntime implements Runtime {
   /** The leader ended by itself: nothing of it may go on running. The directory stays until `stop`. */
   private async ended(state: InstanceState, detail: string): Promise<InstanceEnd> {
     await this.takeTurn(state.id, () => this.kill(state)).catch((error: unknown) => {
-      this.options.logger.error({ instance: state.id, err: error }, 'processes of an ended sandbox are left');
+      this.options.logger.error(
+        { sandboxId: state.id, err: error },
+        'processes of an ended sandbox are left',
+      );
     });
     return { reason: 'exited', detail };
   }

@@ -35,7 +35,7 @@ export async function adoptAll(options: AdoptionOptions): Promise<{ adopted: num
   let removed = 0;
   const remove = async (id: string, why: string): Promise<void> => {
     removed++;
-    logger.warn({ sandbox: id, why }, 'removed at start');
+    logger.warn({ sandboxId: id, why }, 'removed at start');
     if (known.has(id)) await store.removeSandbox(id);
     if (machines.has(id)) stopper.stop(id);
   };
@@ -55,7 +55,7 @@ export async function adoptAll(options: AdoptionOptions): Promise<{ adopted: num
         options.take(await reach(options, row, machine.state));
         adopted++;
       } catch (error) {
-        logger.error({ sandbox: row.id, err: error }, 'a sandbox could not be taken over');
+        logger.error({ sandboxId: row.id, err: error }, 'a sandbox could not be taken over');
         await remove(row.id, 'it could not be reached');
       }
     }),

@@ -46,7 +46,7 @@ export class MachineStopper {
       try {
         return await deadline(this.runtime.stop(id), STOP_TIMEOUT_MS, 'Ending the machine');
       } catch (error) {
-        this.logger.error({ sandbox: id, err: error }, 'a machine could not be ended');
+        this.logger.error({ sandboxId: id, err: error }, 'a machine could not be ended');
       }
       if (pauseMs === undefined) return;
       try {

@@ -5,6 +5,7 @@ import { AgentMetrics } from '../../protocol/agent-metrics';
 import { AGENT_PORT, HEADERS } from '../../protocol/routing';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { outsideScope } from '../observability/scope';
 import { MetricHistory } from './metrics-history';
 import type { MetricSample } from './metrics-history';
 import type { RunningSandbox } from './sandbox';
@@ -57,8 +58,10 @@ export class MetricsSampler {
         each.first = undefined;
         resolve();
       };
-      if (afterMs === 0) void this.keepAsking(machine, each, onFirst);
-      else void wait(afterMs, each.stop.signal).then(() => this.keepAsking(machine, each, onFirst));
+      outsideScope(() => {
+        if (afterMs === 0) void this.keepAsking(machine, each, onFirst);
+        else void wait(afterMs, each.stop.signal).then(() => this.keepAsking(machine, each, onFirst));
+      });
     });
     this.watched.set(machine.id, each);
   }
@@ -112,7 +115,7 @@ export class MetricsSampler {
         if (!stop.signal.aborted) history.add(toSample(answer, now()));
       } catch (error) {
         if (!stop.signal.aborted) {
-          logger.debug({ sandbox: machine.id, err: error }, 'a sandbox did not tell its use');
+          logger.debug({ sandboxId: machine.id, err: error }, 'a sandbox did not tell its use');
         }
       }
       onFirst();

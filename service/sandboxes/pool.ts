@@ -21,6 +21,8 @@ export interface PoolStatus extends PoolSize {
   readonly missesTotal: number;
   /** Why the pool is not as full as it should be. */
   readonly lastError: string | undefined;
+  /** When a machine failed last, in milliseconds since the epoch, also when all is well again. */
+  readonly lastErrorAt: number | undefined;
 }
 
 /** What a pool needs of the world. */
@@ -78,6 +80,7 @@ export class Pool {
   private failures = 0;
   private notBefore = 0;
   private lastError: string | undefined;
+  private lastErrorAt: number | undefined;
   private extra = 0;
   private grownUntil = 0;
   private retry: NodeJS.Timeout | undefined;
@@ -99,6 +102,7 @@ export class Pool {
       claimedTotal: this.claimed,
       missesTotal: this.misses,
       lastError: this.lastError ?? (short ? 'The host is short of memory' : undefined),
+      lastErrorAt: this.lastErrorAt,
     };
   }
 
@@ -289,6 +293,7 @@ export class Pool {
     this.failures++;
     this.notBefore = this.host.now() + pauseMs;
     this.lastError = known.message;
+    this.lastErrorAt = this.host.now();
     this.host.logger.warn({ err: error, pauseMs }, 'a machine could not be kept ready');
   }
 

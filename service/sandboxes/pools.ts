@@ -1,6 +1,7 @@
 import os from 'node:os';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { outsideScope } from '../observability/scope';
 import { pingAgent } from '../runtime/instance-start';
 import type { Instance, Resources, Runtime } from '../runtime/runtime';
 import type { MachineStopper } from './machine-stopper';
@@ -111,7 +112,9 @@ export class Pools {
     if (!this.isOpen) return;
     this.waking ??= setTimeout(() => {
       this.waking = undefined;
-      for (const pool of this.pools.values()) pool.adjust();
+      outsideScope(() => {
+        for (const pool of this.pools.values()) pool.adjust();
+      });
     }, WAKE_AFTER_MS).unref();
   }
 

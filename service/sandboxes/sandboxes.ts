@@ -3,8 +3,10 @@ import type { SignedQuery } from '../../protocol/routing';
 import { MIN_REFRESH_SECONDS } from '../../protocol/control-plane';
 import { fileSignature } from '../../protocol/signature';
 import { ServiceError } from '../errors';
+import type { ErrorCode } from '../errors';
 import type { Logger } from '../log';
-import type { Resources, Runtime } from '../runtime/runtime';
+import { noteSandbox, outsideScope, traced } from '../observability/scope';
+import type { InstanceEnd, Resources, Runtime } from '../runtime/runtime';
 import { sameSecret } from '../secrets';
 import type { Secrets } from '../secrets';
 import { adoptAll } from './adoption';
@@ -13,6 +15,8 @@ import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
 import { Pools } from './pools';
 import type { PoolsOptions } from './pools';
+import { CreateRates } from './quotas';
+import type { TeamLimits } from './quotas';
 import { Reaper } from './reaper';
 import { Replays } from './replays';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
@@ -27,6 +31,8 @@ import { deadline } from './waiting';
  * before the change is visible through `find`. An exception in a callback is logged and changes nothing.
  */
 export interface SandboxEvents {
+  /** A create has ended, with `ok` or the word of its failure. */
+  onCreate?(outcome: { result: 'ok' | ErrorCode; pooled: boolean; seconds: number }): void;
   /** A new sandbox runs. */
   onReady?(sandbox: RunningSandbox): void;
   /** A sandbox of an earlier process runs (a paused one: from its resume on), with the kernels it has. */
@@ -46,7 +52,10 @@ export interface SandboxesOptions {
   logger: Logger;
   events?: SandboxEvents;
   resources: Resources;
+  /** Of each team, unless `limitsOf` says otherwise. */
   maxSandboxes: number;
+  /** What a team may have, asked at each create. */
+  limitsOf?: (teamId: string) => TeamLimits;
   maxTimeoutSeconds: number;
   startTimeoutMs: number;
   /** How often running sandboxes are asked what they use; 5 s when absent. */
@@ -119,6 +128,9 @@ export class Sandboxes {
   /** Ended for every caller, machine not gone yet. */
   private readonly stopper: MachineStopper;
   private readonly starter: SandboxStarter;
+  private readonly rates: CreateRates;
+  /** Teams that created something or own what was taken over: those that machines are kept ready for. */
+  private readonly teams = new Set<string>();
   private readonly replays: Replays;
   /** Machines kept ready; undefined when there is no part that could make them ready. */
   readonly pools: Pools | undefined;
@@ -129,7 +141,8 @@ export class Sandboxes {
   constructor(options: SandboxesOptions) {
     this.options = options;
     this.now = options.now ?? Date.now;
-    this.reaper = new Reaper((id) => this.expire(id), this.now);
+    this.rates = new CreateRates(this.now);
+    this.reaper = new Reaper((id) => outsideScope(() => this.expire(id)), this.now);
     const { runtime, logger } = options;
     this.stopper = new MachineStopper(runtime, logger);
     this.replays = new Replays(options.store, (id) => this.live.get(id)?.sandbox);
@@ -150,12 +163,28 @@ export class Sandboxes {
     });
   }
 
-  /** The soonest deadline of a sandbox, when at the latest there is room for another one. */
-  get nextDeadlineAt(): number | undefined {
-    return this.reaper.next;
+  /** The soonest deadline of a team's sandboxes, when at the latest there is room for another one. */
+  nextDeadlineOf(teamId: string): number | undefined {
+    const deadlines = [...this.live.values()]
+      .filter(({ sandbox }) => sandbox.teamId === teamId && sandbox.state === 'running')
+      .map(({ sandbox }) => sandbox.endAt);
+    return deadlines.length === 0 ? undefined : Math.min(...deadlines);
+  }
+
+  /** How many there are in each state, and machines whose sandbox is gone already. */
+  get counts(): Record<'starting' | 'running' | 'paused' | 'stopping', number> {
+    let paused = 0;
+    for (const { sandbox } of this.live.values()) if (sandbox.state === 'paused') paused++;
+    const stopping = this.stopper.pending.length;
+    return { starting: this.starting.size, running: this.live.size - paused, paused, stopping };
   }
 
   // --- looking up -----------------------------------------------------------------------------------------------
+
+  /** Whether there is such a sandbox, whatever its state and its team. */
+  has(id: string): boolean {
+    return this.live.has(id);
+  }
 
   /** The sandbox with its machine, when it runs; undefined when it is gone, paused or on its way there. No rights checked. */
   find(id: string): RunningSandbox | undefined {
@@ -211,24 +240,55 @@ export class Sandboxes {
    */
   async create(teamId: string, options: CreateOptions, signal?: AbortSignal): Promise<Sandbox> {
     const key = options.idempotencyKey;
-    if (key === undefined) return this.startNew(teamId, options, signal);
-    return this.replays.run(teamId, key, options, () => this.startNew(teamId, options, undefined));
+    if (key === undefined) return this.startObserved(teamId, options, signal);
+    return this.replays.run(teamId, key, options, () => this.startObserved(teamId, options, undefined));
+  }
+
+  /** As `startNew`, told to the listeners and a step of the request's trace. */
+  private async startObserved(
+    teamId: string,
+    options: CreateOptions,
+    callerGone: AbortSignal | undefined,
+  ): Promise<Sandbox> {
+    const startedAt = performance.now();
+    let pooled = false;
+    const ended = (result: 'ok' | ErrorCode): void => {
+      const seconds = (performance.now() - startedAt) / 1000;
+      this.tell('onCreate', (events) => events.onCreate?.({ result, pooled, seconds }));
+    };
+    try {
+      const sandbox = await traced('sandbox.create', { 'cellbox.template': options.template }, () =>
+        this.startNew(teamId, options, callerGone, () => (pooled = true)),
+      );
+      ended('ok');
+      return sandbox;
+    } catch (error) {
+      ended(ServiceError.from(error).code);
+      throw error;
+    }
   }
 
   private async startNew(
     teamId: string,
     options: CreateOptions,
     callerGone: AbortSignal | undefined,
+    onPooled: () => void,
   ): Promise<Sandbox> {
     if (this.closing !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
     const template = this.checkOptions(options);
-    if (this.room <= 0) {
+    this.teams.add(teamId);
+    const { maxSandboxes, createsPerMinute } = this.limitsOf(teamId);
+    if (this.countOf(teamId) >= maxSandboxes) {
       throw new ServiceError(
         'resource_exhausted',
-        `The limit of ${this.options.maxSandboxes} concurrent sandboxes is reached`,
-        { remedy: 'Kill a sandbox or wait for one to end, or raise CELLBOX_MAX_SANDBOXES.' },
+        `The limit of ${maxSandboxes} concurrent sandboxes is reached`,
+        {
+          remedy:
+            'Kill a sandbox or wait for one to end; whoever runs the service can raise the limit of the team, or CELLBOX_MAX_SANDBOXES for all that have none.',
+        },
       );
     }
+    this.rates.take(teamId, createsPerMinute);
     const controller = new AbortController();
     const start: Start = { teamId, id: undefined, abort: controller, settled: Promise.resolve() };
     this.starting.add(start);
@@ -238,8 +298,14 @@ export class Sandboxes {
       options,
       abort: controller.signal,
       callerGone,
-      onId: (id) => (start.id = id),
-      take: (sandbox) => this.begin(sandbox),
+      onId: (id) => {
+        start.id = id;
+        noteSandbox(id);
+      },
+      take: (sandbox, pooled) => {
+        if (pooled) onPooled();
+        this.begin(sandbox);
+      },
     });
     start.settled = started.catch(() => undefined);
     try {
@@ -250,9 +316,23 @@ export class Sandboxes {
     }
   }
 
-  /** How many more sandboxes there may be. Machines kept ready don't count: they make room. */
+  /** How many more sandboxes one team could create at once. Machines kept ready don't count: they make room. */
   private get room(): number {
-    return this.options.maxSandboxes - this.live.size - this.starting.size;
+    if (this.teams.size === 0) return this.options.maxSandboxes;
+    return Math.max(...[...this.teams].map((id) => this.limitsOf(id).maxSandboxes - this.countOf(id)));
+  }
+
+  private limitsOf(teamId: string): TeamLimits {
+    const { limitsOf, maxSandboxes } = this.options;
+    return limitsOf?.(teamId) ?? { maxSandboxes, createsPerMinute: 0 };
+  }
+
+  /** Sandboxes of a team, those included that are starting. */
+  private countOf(teamId: string): number {
+    let count = 0;
+    for (const { sandbox } of this.live.values()) if (sandbox.teamId === teamId) count++;
+    for (const start of this.starting) if (start.teamId === teamId) count++;
+    return count;
   }
 
   private checkOptions(options: CreateOptions): Template {
@@ -276,7 +356,7 @@ export class Sandboxes {
   private begin(sandbox: RunningSandbox): void {
     const { id, templateAlias, endAt } = sandbox;
     this.take({ sandbox, announced: true, transition: undefined });
-    this.options.logger.info({ sandbox: id, template: templateAlias, endAt }, 'sandbox started');
+    this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
     this.tell('onReady', (events) => events.onReady?.(sandbox));
   }
@@ -285,15 +365,19 @@ export class Sandboxes {
   private take(entry: Entry): void {
     const { id, instance, state, endAt } = entry.sandbox;
     this.live.set(id, entry);
+    this.teams.add(entry.sandbox.teamId);
     if (state === 'running') this.setDeadline(entry, endAt);
-    void instance.ended.then((end) => {
-      // While the service stops, the machines are the next one's business.
-      if (this.live.get(id) !== entry || this.closing !== undefined) return;
-      this.options.logger.warn({ sandbox: id, end }, 'sandbox ended by itself');
-      this.endNow(entry).catch((error: unknown) =>
-        this.options.logger.error({ sandbox: id, err: error }, 'forgetting a sandbox failed'),
-      );
-    });
+    void instance.ended.then((end) => outsideScope(() => this.onMachineEnd(entry, end)));
+  }
+
+  private onMachineEnd(entry: Entry, end: InstanceEnd): void {
+    const { id } = entry.sandbox;
+    // While the service stops, the machines are the next one's business.
+    if (this.live.get(id) !== entry || this.closing !== undefined) return;
+    this.options.logger.warn({ sandboxId: id, end }, 'sandbox ended by itself');
+    this.endNow(entry).catch((error: unknown) =>
+      this.options.logger.error({ sandboxId: id, err: error }, 'forgetting a sandbox failed'),
+    );
   }
 
   // --- deadlines ------------------------------------------------------------------------------------------------
@@ -335,7 +419,7 @@ export class Sandboxes {
     try {
       await deadline(instance.setDeadline(endAt), TELL_TIMEOUT_MS, 'Telling the deadline');
     } catch (error) {
-      this.options.logger.debug({ sandbox: id, err: error }, 'a machine was not told its deadline');
+      this.options.logger.debug({ sandboxId: id, err: error }, 'a machine was not told its deadline');
     }
   }
 
@@ -352,7 +436,7 @@ export class Sandboxes {
     if (entry === undefined) return;
     const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
     work.catch((error: unknown) => {
-      this.options.logger.error({ sandbox: id, err: error }, 'a deadline could not be kept');
+      this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
       if (this.live.get(id) === entry && entry.sandbox.state === 'running') {
         // It could not be frozen: its time is up all the same.
         return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
@@ -401,7 +485,7 @@ export class Sandboxes {
         throw error;
       }
       await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
-      logger.info({ sandbox: sandbox.id }, 'sandbox paused');
+      logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
     });
   }
 
@@ -447,7 +531,7 @@ export class Sandboxes {
       this.setDeadline(entry, now + timeoutSeconds * 1000);
       const { runStartedAt, endAt } = sandbox;
       await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
-      logger.info({ sandbox: sandbox.id, endAt }, 'sandbox resumed');
+      logger.info({ sandboxId: sandbox.id, endAt }, 'sandbox resumed');
       this.metrics.start(sandbox);
       if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
       else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
@@ -495,7 +579,7 @@ export class Sandboxes {
     } finally {
       this.killing.delete(id);
     }
-    this.options.logger.info({ sandbox: id }, 'sandbox ended');
+    this.options.logger.info({ sandboxId: id }, 'sandbox ended');
   }
 
   // --- start and end of the service -----------------------------------------------------------------------------

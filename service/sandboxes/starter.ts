@@ -1,6 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { traced } from '../observability/scope';
 import { initAgentAgain } from '../runtime/instance-start';
 import type { Instance, InstanceSpec, Resources, Runtime } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
@@ -40,7 +41,7 @@ export interface StartRequest {
   /** Told before anything of the sandbox can be found, and again when it is to be another machine after all. */
   readonly onId: (id: string) => void;
   /** From here on the sandbox is live. Called in the moment in which the start can no longer fail. */
-  readonly take: (sandbox: RunningSandbox) => void;
+  readonly take: (sandbox: RunningSandbox, pooled: boolean) => void;
 }
 
 /**
@@ -84,7 +85,9 @@ export class SandboxStarter {
     for (let attempt = 1; attempt <= MAX_CLAIMS; attempt++) {
       const instance = await pools.claim(template.id, givenUp);
       if (instance === undefined) return undefined;
-      const claimed = this.claim(request, instance, givenUp);
+      const claimed = traced('pool.claim', { 'cellbox.sandbox.id': instance.id }, () =>
+        this.claim(request, instance, givenUp),
+      );
       const settled = claimed.then(ignore, ignore).finally(() => this.claims.delete(settled));
       this.claims.add(settled);
       try {
@@ -92,7 +95,7 @@ export class SandboxStarter {
       } catch (error) {
         pools.discard(template.id, instance, givenUp.aborted ? undefined : error);
         if (givenUp.aborted) throw this.failure(request, error);
-        logger.warn({ sandbox: instance.id, err: error }, 'a machine kept ready could not be claimed');
+        logger.warn({ sandboxId: instance.id, err: error }, 'a machine kept ready could not be claimed');
       }
     }
     return undefined;
@@ -120,7 +123,7 @@ export class SandboxStarter {
       await store.removeSandbox(row.id);
       throw error;
     }
-    request.take(sandbox);
+    request.take(sandbox, true);
     return sandbox;
   }
 
@@ -158,7 +161,7 @@ export class SandboxStarter {
       await store.removeSandbox(row.id);
       throw this.failure(request, error, tooLong);
     }
-    request.take(sandbox);
+    request.take(sandbox, false);
     return sandbox;
   }
 

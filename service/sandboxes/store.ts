@@ -1,10 +1,13 @@
-import fs from 'node:fs';
-import Database from 'libsql';
-import { Kysely, Migrator, SqliteDialect } from 'kysely';
-import type { Migration, Selectable, SqliteDatabase } from 'kysely';
+import { sql } from 'kysely';
+import type { Kysely, Selectable } from 'kysely';
 import { ServiceError } from '../errors';
-import { hashKey } from '../secrets';
+import type { Check } from '../runtime/runtime';
 import type { Sandbox } from './sandbox';
+import { openDatabase } from './store-database';
+import type { PostgresOptions } from './store-postgres';
+import { LOCAL_SERVICE_ID } from './store-tables';
+import type { Tables } from './store-tables';
+import { DEFAULT_TEAM_ID, TeamRecords } from './store-teams';
 import { DEFAULT_TEAM_SLUG } from './templates';
 
 /**
@@ -16,13 +19,6 @@ export type StoredSandbox = Omit<Sandbox, 'state' | 'accessToken' | 'trafficToke
   secure: boolean;
 };
 
-/** Who an API key speaks for. */
-export interface KeyRecord {
-  readonly id: string;
-  readonly teamId: string;
-  readonly hash: string;
-}
-
 /** Which create an `Idempotency-Key` was used for. */
 export interface IdempotencyRecord {
   readonly sandboxId: string;
@@ -30,130 +26,41 @@ export interface IdempotencyRecord {
   readonly fingerprint: string;
 }
 
-// Columns hold text and whole numbers only, so that every dialect stores them alike: booleans are 0 or 1, maps are
-// JSON (which also escapes NUL, refused by PostgreSQL), times are milliseconds since the epoch.
-interface Tables {
-  teams: { id: string; slug: string; created_at: number };
-  api_keys: { id: string; team_id: string; name: string; key_hash: string; created_at: number };
-  sandboxes: {
-    id: string;
-    team_id: string;
-    template_id: string;
-    template_alias: string;
-    state: StoredSandbox['state'];
-    started_at: number;
-    run_started_at: number;
-    end_at: number;
-    auto_pause: number;
-    metadata: string;
-    env: string;
-    resources: string;
-    allow_internet_access: number;
-    allow_public_traffic: number;
-    secure: number;
-  };
-  idempotency_keys: {
-    team_id: string;
-    key: string;
-    sandbox_id: string;
-    fingerprint: string;
-    created_at: number;
-  };
-}
-
-/** Never edited once released: a change to the tables is a new entry. Run in the order of their names. */
-const MIGRATIONS: Record<string, Migration> = {
-  '0001-start': {
-    async up(db) {
-      await db.schema
-        .createTable('teams')
-        .addColumn('id', 'varchar(64)', (column) => column.primaryKey())
-        .addColumn('slug', 'varchar(64)', (column) => column.notNull().unique())
-        .addColumn('created_at', 'bigint', (column) => column.notNull())
-        .execute();
-      await db.schema
-        .createTable('api_keys')
-        .addColumn('id', 'varchar(64)', (column) => column.primaryKey())
-        .addColumn('team_id', 'varchar(64)', (column) => column.notNull().references('teams.id'))
-        .addColumn('name', 'text', (column) => column.notNull())
-        .addColumn('key_hash', 'varchar(64)', (column) => column.notNull().unique())
-        .addColumn('created_at', 'bigint', (column) => column.notNull())
-        .execute();
-      await db.schema
-        .createTable('sandboxes')
-        .addColumn('id', 'varchar(64)', (column) => column.primaryKey())
-        .addColumn('team_id', 'varchar(64)', (column) => column.notNull().references('teams.id'))
-        .addColumn('template_id', 'varchar(64)', (column) => column.notNull())
-        .addColumn('template_alias', 'text', (column) => column.notNull())
-        .addColumn('state', 'varchar(16)', (column) => column.notNull())
-        .addColumn('started_at', 'bigint', (column) => column.notNull())
-        .addColumn('run_started_at', 'bigint', (column) => column.notNull())
-        .addColumn('end_at', 'bigint', (column) => column.notNull())
-        .addColumn('auto_pause', 'integer', (column) => column.notNull())
-        .addColumn('metadata', 'text', (column) => column.notNull())
-        .addColumn('env', 'text', (column) => column.notNull())
-        .addColumn('resources', 'text', (column) => column.notNull())
-        .addColumn('allow_internet_access', 'integer', (column) => column.notNull())
-        .addColumn('allow_public_traffic', 'integer', (column) => column.notNull())
-        .addColumn('secure', 'integer', (column) => column.notNull())
-        .execute();
-      await db.schema
-        .createTable('idempotency_keys')
-        .addColumn('team_id', 'varchar(64)', (column) => column.notNull().references('teams.id'))
-        .addColumn('key', 'varchar(255)', (column) => column.notNull())
-        .addColumn('sandbox_id', 'varchar(64)', (column) => column.notNull())
-        .addColumn('fingerprint', 'varchar(64)', (column) => column.notNull())
-        .addColumn('created_at', 'bigint', (column) => column.notNull())
-        .addPrimaryKeyConstraint('idempotency_keys_pkey', ['team_id', 'key'])
-        .execute();
-    },
-  },
-};
-
-/** The team that the service's own key belongs to. */
-export const DEFAULT_TEAM_ID = 'team-default';
-
-const SERVICE_KEY_ID = 'key-service';
-
 /** How long a replayed create is recognised. Retries come within seconds; a day also covers a job that is run again. */
 const IDEMPOTENCY_KEEP_MS = 86_400_000;
 
+export interface StoreOptions extends PostgresOptions {
+  /** Tells this service's sandboxes from those of others on the same database. By default nobody else uses the store. */
+  serviceId?: string;
+}
+
 /**
  * Durable records: teams, keys, sandboxes, replayed creates. Knows no machine and no rule; every row has its team.
- * Queries are Kysely's portable part, so that another database needs another dialect and nothing else.
+ * Queries are Kysely's portable part, the same for both databases. Methods reject with `unavailable` while PostgreSQL
+ * can't be reached, and each does so within its deadline.
  */
 export class Store {
-  private readonly db: Kysely<Tables>;
+  /** Teams and their keys. */
+  readonly teams: TeamRecords;
   private closed = false;
 
-  private constructor(db: Kysely<Tables>) {
-    this.db = db;
+  private constructor(
+    private readonly db: Kysely<Tables>,
+    private readonly serviceId: string,
+  ) {
+    this.teams = new TeamRecords(db);
   }
 
-  /** Opens or makes the file (mode 0600; `:memory:` for none) and brings its tables up to date. The caller closes. */
-  static async open(file: string): Promise<Store> {
-    let database: Database.Database;
+  /** Opens the database of `openDatabase`, with the default team in it. The caller closes. */
+  static async open(location: string, options: StoreOptions = {}): Promise<Store> {
+    const db = await openDatabase(location, options);
+    const store = new Store(db, options.serviceId ?? LOCAL_SERVICE_ID);
     try {
-      if (file !== ':memory:') {
-        // The journal's files take their mode from this one.
-        fs.closeSync(fs.openSync(file, 'a', 0o600));
-        fs.chmodSync(file, 0o600);
-      }
-      database = new Database(file);
-      database.pragma('journal_mode = WAL');
-      database.pragma('busy_timeout = 5000');
-      database.pragma('foreign_keys = ON');
-    } catch (cause) {
-      throw new ServiceError('failed_precondition', `The store ${file} can't be opened`, {
-        cause,
-        remedy: 'Check that it is writable and not damaged, or give another CELLBOX_DATA_DIR.',
-      });
-    }
-    // libsql has better-sqlite3's interface but for the parameter types that its declarations leave out.
-    const dialect = new SqliteDialect({ database: database as unknown as SqliteDatabase });
-    const store = new Store(new Kysely<Tables>({ dialect }));
-    try {
-      await store.migrate(file);
+      await db
+        .insertInto('teams')
+        .values({ id: DEFAULT_TEAM_ID, slug: DEFAULT_TEAM_SLUG, created_at: Date.now() })
+        .onConflict((conflict) => conflict.column('id').doNothing())
+        .execute();
     } catch (error) {
       await store.close();
       throw error;
@@ -161,49 +68,18 @@ export class Store {
     return store;
   }
 
-  private async migrate(file: string): Promise<void> {
-    const provider = { getMigrations: () => Promise.resolve(MIGRATIONS) };
-    const { error } = await new Migrator({ db: this.db, provider }).migrateToLatest();
-    if (error !== undefined) {
-      throw new ServiceError('failed_precondition', `The store ${file} can't be brought up to date`, {
-        cause: error,
-        remedy: 'It may be damaged or come from a newer release: give another CELLBOX_DATA_DIR.',
-      });
+  /** Whether it answers, in the form that `/health` tells. */
+  async check(): Promise<Check[]> {
+    try {
+      await sql`select 1`.execute(this.db);
+      return [{ name: 'store', ok: true }];
+    } catch (error) {
+      return [{ name: 'store', ok: false, detail: ServiceError.from(error).message }];
     }
-    await this.db
-      .insertInto('teams')
-      .values({ id: DEFAULT_TEAM_ID, slug: DEFAULT_TEAM_SLUG, created_at: Date.now() })
-      .onConflict((conflict) => conflict.column('id').doNothing())
-      .execute();
-  }
-
-  /** Makes this the service's own key; the one before stops working. Only its hash is kept. */
-  async setServiceKey(key: string): Promise<void> {
-    const hash = hashKey(key);
-    await this.db
-      .insertInto('api_keys')
-      .values({
-        id: SERVICE_KEY_ID,
-        team_id: DEFAULT_TEAM_ID,
-        name: 'service',
-        key_hash: hash,
-        created_at: Date.now(),
-      })
-      .onConflict((conflict) => conflict.column('id').doUpdateSet({ key_hash: hash }))
-      .execute();
-  }
-
-  async findKey(hash: string): Promise<KeyRecord | undefined> {
-    const row = await this.db
-      .selectFrom('api_keys')
-      .select(['id', 'team_id', 'key_hash'])
-      .where('key_hash', '=', hash)
-      .executeTakeFirst();
-    return row === undefined ? undefined : { id: row.id, teamId: row.team_id, hash: row.key_hash };
   }
 
   async addSandbox(sandbox: StoredSandbox): Promise<void> {
-    await this.db.insertInto('sandboxes').values(toRow(sandbox)).execute();
+    await this.db.insertInto('sandboxes').values(toRow(sandbox, this.serviceId)).execute();
   }
 
   /** Saves what can change in a sandbox's life. Does nothing when it is gone: an end wins over a late update. */
@@ -228,8 +104,14 @@ export class Store {
     await this.db.deleteFrom('sandboxes').where('id', '=', id).execute();
   }
 
+  /** Those of this service. */
   async listSandboxes(): Promise<StoredSandbox[]> {
-    const rows = await this.db.selectFrom('sandboxes').selectAll().orderBy('started_at').execute();
+    const rows = await this.db
+      .selectFrom('sandboxes')
+      .selectAll()
+      .where('service_id', '=', this.serviceId)
+      .orderBy('started_at')
+      .execute();
     return rows.map(fromRow);
   }
 
@@ -266,9 +148,10 @@ export class Store {
   }
 }
 
-function toRow(sandbox: StoredSandbox): Tables['sandboxes'] {
+function toRow(sandbox: StoredSandbox, serviceId: string): Tables['sandboxes'] {
   return {
     id: sandbox.id,
+    service_id: serviceId,
     team_id: sandbox.teamId,
     template_id: sandbox.templateId,
     template_alias: sandbox.templateAlias,
@@ -286,7 +169,7 @@ function toRow(sandbox: StoredSandbox): Tables['sandboxes'] {
   };
 }
 
-// Number(): drivers of other databases tell a bigint as text. The JSON was written by toRow.
+// Number(): PostgreSQL's driver tells a bigint as text. The JSON was written by toRow.
 function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
   return {
     id: row.id,

@@ -103,9 +103,13 @@ export class FakeExecution {
 export class FakeKernel {
   readonly id = randomUUID();
   readonly sockets = new Set<WebSocket>();
+  /** Of each connection that was made. */
+  readonly sessions: string[] = [];
   count = 0;
   state = 'idle';
   silent = false;
+  /** Of its model: how a process of it ended, and when. */
+  lastEnding: { at: number; [field: string]: unknown } | undefined;
   private session = randomUUID();
 
   constructor(readonly body: KernelBody) {}
@@ -333,6 +337,7 @@ export class FakeGateway {
     }
     this.webSockets.handleUpgrade(req, socket, head, (webSocket) => {
       kernel.sockets.add(webSocket);
+      kernel.sessions.push(new URL(req.url ?? '', 'ws://gateway').searchParams.get('session_id') ?? '');
       webSocket.on('close', () => {
         kernel.sockets.delete(webSocket);
         this.notify();
@@ -368,8 +373,12 @@ export class FakeGateway {
 }
 
 function model(kernel: FakeKernel): object {
-  const { id, name, state, body } = kernel;
-  return { id, name, execution_state: state, connections: kernel.sockets.size, metadata: body.metadata };
+  const { id, name, state, body, lastEnding } = kernel;
+  const { metadata } = body;
+  return {
+    ...{ id, name, execution_state: state, connections: kernel.sockets.size, metadata },
+    last_ending: lastEnding ?? null,
+  };
 }
 
 function encode(message: Message, protocol: string): string | Buffer {

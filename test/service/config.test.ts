@@ -69,6 +69,31 @@ describe('loadConfig', () => {
     expect(mistakesOf({ CELLBOX_TLS_CERT: 'a', CELLBOX_TLS_KEY: 'b' })).toEqual([]);
   });
 
+  it('takes the URL of a PostgreSQL database, and repeats no secret in a mistake', () => {
+    const urls = ['postgres://u:p@h:5432/d', 'postgresql://h/d', 'postgres://u@/d?host=/run/postgresql'];
+    for (const url of urls) expect(mistakesOf({ CELLBOX_DATABASE_URL: url })).toEqual([]);
+    expect(loadConfig({ CELLBOX_DATABASE_URL: '' }, []).databaseUrl).toBeUndefined();
+    expect(
+      mistakesOf({ CELLBOX_DATABASE_URL: 'mysql://u:hush@h/d', CELLBOX_ADMIN_TOKEN: 'hush hush' }).sort(),
+    ).toEqual([
+      expect.stringMatching(/^CELLBOX_ADMIN_TOKEN: must be /),
+      'CELLBOX_DATABASE_URL: must be postgres://user:password@host:port/database',
+    ]);
+  });
+
+  it.each([['127.0.0.1:9464'], ['localhost:0'], ['[::1]:9464'], ['0.0.0.0:65535']])(
+    'takes %s as an address for metrics',
+    (address) => expect(mistakesOf({ CELLBOX_METRICS_ADDRESS: address })).toEqual([]),
+  );
+
+  it.each([['9464'], [':9464'], ['::1:9464'], ['localhost'], ['http://localhost:9464'], ['a:b']])(
+    'takes %s as no address for metrics',
+    (address) =>
+      expect(mistakesOf({ CELLBOX_METRICS_ADDRESS: address })).toEqual([
+        `CELLBOX_METRICS_ADDRESS="${address}": must be host:port`,
+      ]),
+  );
+
   it("takes Node's own extra authorities for image builds unless told otherwise", () => {
     expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem' }, []).extraCa).toBe('/a.pem');
     expect(loadConfig({ NODE_EXTRA_CA_CERTS: '/a.pem', CELLBOX_EXTRA_CA: '/b.pem' }, []).extraCa).toBe(

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { loadApiKey, lockDataDir, openDataDir } from '../../service/data-dir';
+import { loadAdminToken, loadApiKey, lockDataDir, openDataDir } from '../../service/data-dir';
 
 let dir: string;
 beforeEach(() => {
@@ -21,6 +21,20 @@ describe('loadApiKey', () => {
 
   it('prefers the configured key and writes nothing', () => {
     expect(loadApiKey(dir, 'e2b_00')).toBe('e2b_00');
+    expect(fs.readdirSync(dir)).toEqual([]);
+  });
+});
+
+describe('loadAdminToken', () => {
+  it('makes a token once, readable by its owner only, and keeps it', () => {
+    const token = loadAdminToken(dir, undefined);
+    expect(token).toMatch(/^[0-9a-f]{40}$/);
+    expect(fs.statSync(path.join(dir, 'admin-token')).mode & 0o777).toBe(0o600);
+    expect(loadAdminToken(dir, undefined)).toBe(token);
+  });
+
+  it('prefers the configured token and writes nothing', () => {
+    expect(loadAdminToken(dir, 'configured-configured')).toBe('configured-configured');
     expect(fs.readdirSync(dir)).toEqual([]);
   });
 });

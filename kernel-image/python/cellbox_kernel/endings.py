@@ -10,6 +10,7 @@ Told in two places, as one and the same object:
 | field | type | |
 | --- | --- | --- |
 | `ending` | integer | 1 for the kernel's first such ending, 2 for its second … |
+| `at` | integer | when it was noticed, in milliseconds since the epoch |
 | `exit_code` | integer | when the process ended by itself: `exit()` in a cell is 0, `os._exit(3)` is 3 |
 | `signal` | string | when a signal ended it: `SIGKILL`, `SIGSEGV` …, `signal 40` for one without a name |
 | `oom` | boolean | it was killed because memory had run out |

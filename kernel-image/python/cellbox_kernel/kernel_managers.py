@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,8 @@ class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
             self._described = process
             number = 1 + (manager.last_ending or {"ending": 0})["ending"]
             status = None if getattr(process, "status_unknown", False) else process.returncode
-            manager.last_ending = describe_ending(number, status, self._oom_kills, self._memory)
+            ending = describe_ending(number, status, self._oom_kills, self._memory)
+            manager.last_ending = ending | {"at": round(time.time() * 1000)}
         super()._fire_callbacks(event)
 
     def give_up(self) -> None:

@@ -7,9 +7,12 @@ import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { Secrets } from '../../../service/secrets';
+import { Teams } from '../../../service/teams/teams';
 import { FakeEngine, FakeRuntime } from '../../fakes/fake-runtime';
 
 export const KEY = 'e2b_00112233445566778899aabbccddeeff00112233';
+
+export const ADMIN_TOKEN = '0123456789abcdef0123';
 
 export const CONFIG = {
   maxSandboxes: 5,
@@ -42,8 +45,10 @@ export class ApiHarness {
   private constructor(
     readonly engine: FakeEngine,
     readonly store: Store,
+    readonly teams: Teams,
     readonly sandboxes: Sandboxes,
     readonly server: http.Server,
+    readonly app: ReturnType<typeof createApi>,
     readonly url: string,
   ) {}
 
@@ -54,7 +59,8 @@ export class ApiHarness {
     const engine = new FakeEngine();
     const runtime = new FakeRuntime(engine);
     const store = await Store.open(':memory:');
-    await store.setServiceKey(KEY);
+    const teams = new Teams({ records: store.teams, defaults: { ...CONFIG, createsPerMinute: 0 } });
+    await teams.setServiceKey(KEY);
     const logger = createLogger('silent');
     const sandboxes = new Sandboxes({
       runtime,
@@ -63,6 +69,7 @@ export class ApiHarness {
       logger,
       resources: CONFIG,
       maxSandboxes: CONFIG.maxSandboxes,
+      limitsOf: (teamId) => teams.limitsOf(teamId),
       maxTimeoutSeconds: CONFIG.maxTimeoutSeconds,
       startTimeoutMs: 5_000,
       ...(pool !== undefined && { pool }),
@@ -70,7 +77,8 @@ export class ApiHarness {
     const api = createApi({
       config: CONFIG,
       sandboxes,
-      store,
+      teams,
+      adminToken: ADMIN_TOKEN,
       runtime,
       logger,
       domain: 'box.example:8443',
@@ -80,7 +88,7 @@ export class ApiHarness {
     const server = http.createServer(api);
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    return new ApiHarness(engine, store, sandboxes, server, url);
+    return new ApiHarness(engine, store, teams, sandboxes, server, api, url);
   }
 
   async ask(method: string, path: string, { headers = {}, body, key = KEY }: Ask = {}): Promise<Answer> {

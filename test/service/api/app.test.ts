@@ -768,6 +768,7 @@ describe('GET /v1/info', () => {
       languages,
       limits: {
         max_sandboxes: 5,
+        creates_per_minute: 0,
         max_timeout_ms: 86_400_000,
         cpu_count: 2,
         memory_bytes: 2_147_483_648,

@@ -8,6 +8,8 @@ import { decodeLines } from '../../../protocol/ndjson';
 import type { ExecutionSettings, Machine } from '../../../service/interpreter/interpreter';
 import type { Interpreter } from '../../../service/interpreter/interpreter';
 import { FakeGateway } from '../../fakes/fake-gateway';
+import type { ApiOptions } from '../../../service/api/app';
+import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { newInterpreter } from '../interpreter/interpreter-fixture';
 import { ApiHarness, KEY } from './api-harness';
 
@@ -37,12 +39,16 @@ export class ExecutionsHarness {
     private readonly plain: http.Server,
   ) {}
 
-  static async open(settings: Partial<ExecutionSettings> = {}): Promise<ExecutionsHarness> {
+  static async open(
+    settings: Partial<ExecutionSettings> = {},
+    overrides: Partial<ApiOptions> = {},
+    pool?: SandboxesOptions['pool'],
+  ): Promise<ExecutionsHarness> {
     const gateway = await FakeGateway.start();
     const directory = mkdtempSync(path.join(os.tmpdir(), 'cbx-executions-'));
     const interpreter = newInterpreter({ keepaliveMs: 5_000, executions: { directory, ...settings } });
     const machine = (id: string): Machine => gateway.machine({}, id);
-    const api = await ApiHarness.open({
+    const withInterpreter: Partial<ApiOptions> = {
       interpreter: {
         submit: ({ id }, request, detached) => interpreter.submit(machine(id), request, detached),
         interruptContext: ({ id }, contextId) => interpreter.interruptContext(machine(id), contextId),
@@ -50,7 +56,9 @@ export class ExecutionsHarness {
         findExecution: (id, executionId) => interpreter.findExecution(id, executionId),
         follow: (id, record, from, res) => interpreter.follow(id, record, from, res),
       },
-    });
+      ...overrides,
+    };
+    const api = await ApiHarness.open(withInterpreter, pool);
     const sandboxId = await api.create();
     const plain = http.createServer((req, res) => interpreter.handle(machine(sandboxId), req, res));
     await new Promise<void>((resolve) => plain.listen(0, '127.0.0.1', resolve));

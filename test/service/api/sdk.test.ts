@@ -76,6 +76,15 @@ describe('the e2b SDK', () => {
     expect(api.engine.started).toHaveLength(CONFIG.maxSandboxes);
   });
 
+  it('tells a team that creates too often by the same error, or waits where there is time', async () => {
+    const { id } = await api.teams.create('busy', { maxSandboxes: null, createsPerMinute: 1 });
+    const { key } = await api.teams.createKey(id, 'test');
+    const busy = { ...connection, apiKey: key };
+    await Sandbox.create(busy);
+    await expect(Sandbox.create(busy)).rejects.toBeInstanceOf(RateLimitError); // its time-out is shorter than the wait
+    expect(api.engine.started).toHaveLength(1);
+  });
+
   it('reads metrics', async () => {
     const sandbox = await Sandbox.create(connection);
     const metrics = await Sandbox.getMetrics(sandbox.sandboxId, connection);

@@ -190,6 +190,18 @@ describe('adopt', () => {
     expect(fixture.gateway.rest('POST', /\/interrupt$/)).toHaveLength(1);
   });
 
+  it('sets what a kernel lacks that died while no service was there, before the first execution', async () => {
+    await fixture.run({ code: 'x' });
+    fixture.interpreter.drop(fixture.machine.id);
+    await fixture.interpreter.adopt(fixture.machine);
+    const before = fixture.gateway.executions.length;
+    await fixture.run({ code: 'y' });
+    await fixture.run({ code: 'z' });
+    const after = fixture.gateway.executions.slice(before);
+    expect(after.map(({ silent }) => silent)).toEqual([true, false, false]);
+    expect(after[0]?.code).toMatch(/setdefault.*GLOBAL.*value/s);
+  });
+
   it('makes requests wait until it is done', async () => {
     fixture.gateway.up = false;
     const adopting = fixture.interpreter.adopt(fixture.machine);

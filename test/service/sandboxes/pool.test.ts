@@ -258,6 +258,7 @@ describe('Pool', () => {
         host.starts.at(-1)?.reject(new ServiceError('unavailable', `no ${attempt}`));
         await nextTurn();
         const failedAt = host.clock;
+        expect(pool.status.lastErrorAt).toBe(failedAt);
         const before = host.starts.length;
         while (host.starts.length === before) {
           host.clock += 500;
@@ -273,6 +274,7 @@ describe('Pool', () => {
       expect(pool.status).toMatchObject({ ready: 1, lastError: 'no 7' });
       await claimed(pool);
       expect(pool.status.lastError).toBeUndefined();
+      expect(pool.status.lastErrorAt).toBe(host.clock - 60_000);
     });
 
     it('ends a machine whose kernel does not start', async () => {

@@ -4,7 +4,8 @@ import { createLogger } from '../../../service/log';
 import { Secrets } from '../../../service/secrets';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
-import { DEFAULT_TEAM_ID as TEAM, Store } from '../../../service/sandboxes/store';
+import { Store } from '../../../service/sandboxes/store';
+import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
 import { FakeEngine, FakeRuntime, gate } from '../../fakes/fake-runtime';
 import { createOptions } from './create-options';
 
@@ -416,7 +417,7 @@ describe('Sandboxes', () => {
       const { id, accessToken, trafficToken, startedAt } = created;
       await sandboxes.pause(TEAM, id);
       expect(sandboxes.find(id)).toBeUndefined();
-      expect(sandboxes.nextDeadlineAt).toBeUndefined();
+      expect(sandboxes.nextDeadlineOf(TEAM)).toBeUndefined();
       expect(engine.machine(id).deadlineAt).toBeGreaterThan(Date.now() + 86_400_000);
       expect((await store.listSandboxes())[0]?.state).toBe('paused');
       await expect(sandboxes.pause(TEAM, id)).rejects.toMatchObject({ code: 'failed_precondition' });
@@ -450,7 +451,7 @@ describe('Sandboxes', () => {
       await expect(sandboxes.pause(TEAM, id)).rejects.toMatchObject({ code: 'unavailable' });
       expect(sandboxes.find(id)).toMatchObject({ state: 'running', endAt });
       expect(engine.machine(id).deadlineAt).toBe(endAt);
-      expect(sandboxes.nextDeadlineAt).toBe(endAt);
+      expect(sandboxes.nextDeadlineOf(TEAM)).toBe(endAt);
     });
 
     it('can be killed in the middle', async () => {
@@ -579,7 +580,7 @@ describe('Sandboxes', () => {
       expect(JSON.stringify(next.list(TEAM).map(({ ...rest }) => ({ ...rest, instance: 0 })))).toBe(before);
       expect(told.events).toEqual([`adopted ${one.id}`]);
       expect(next.find(two.id)).toBeUndefined();
-      expect(next.nextDeadlineAt).toBe(one.endAt);
+      expect(next.nextDeadlineOf(TEAM)).toBe(one.endAt);
       await next.connect(TEAM, two.id, { timeoutSeconds: 60 });
       expect(told.events).toEqual([`adopted ${one.id}`, `adopted ${two.id}`]);
       engine.kill(one.id);

@@ -1,9 +1,15 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { hashKey } from '../../../service/secrets';
-import { DEFAULT_TEAM_ID, Store } from '../../../service/sandboxes/store';
+import Database from 'libsql';
+import { Kysely, Migrator, SqliteDialect } from 'kysely';
+import type { SqliteDatabase } from 'kysely';
+import { Store } from '../../../service/sandboxes/store';
 import type { StoredSandbox } from '../../../service/sandboxes/store';
+import { MIGRATIONS } from '../../../service/sandboxes/store-tables';
+import { DEFAULT_TEAM_ID } from '../../../service/sandboxes/store-teams';
+import type { StoredKey, StoredTeam } from '../../../service/sandboxes/store-teams';
+import { postgresUnderTest, TestPostgres } from '../../postgres';
 
 function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
   return {
@@ -26,21 +32,71 @@ function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
   };
 }
 
-describe.each(['file', ':memory:'])('store in %s', (kind) => {
-  let dir: string;
-  let file: string;
+function key(overrides: Partial<StoredKey> = {}): StoredKey {
+  return {
+    id: 'k1',
+    teamId: DEFAULT_TEAM_ID,
+    name: "o'clock",
+    hash: 'a'.repeat(64),
+    mask: { length: 40, prefix: 'ab', suffix: '0123' },
+    createdAt: 1_763_700_000_123,
+    ...overrides,
+  };
+}
+
+function team(overrides: Partial<StoredTeam> = {}): StoredTeam {
+  const limits = { maxSandboxes: 3, createsPerMinute: null };
+  return { id: 't1', slug: 'acme', createdAt: 1_763_700_000_123, ...limits, ...overrides };
+}
+
+/** Where a store is to be, for one test each. */
+interface Place {
+  open(): Promise<{ location: string; remove: () => void }>;
+  close?(): Promise<void>;
+}
+
+function inFile(): Place {
+  const open = async () => {
+    const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'cellbox-store-'));
+    return { location: path.join(dir, 'cellbox.db'), remove: () => fs.rmSync(dir, { recursive: true }) };
+  };
+  return { open };
+}
+
+function inPostgres(): Place {
+  let postgres: TestPostgres | undefined;
+  const open = async () => {
+    postgres ??= await TestPostgres.start();
+    return { location: await postgres.createDatabase(), remove: () => {} };
+  };
+  return { open, close: async () => postgres?.stop() };
+}
+
+const inMemory: Place = { open: async () => ({ location: ':memory:', remove: () => {} }) };
+const { skip } = postgresUnderTest();
+const onPostgres = skip === undefined ? describe : describe.skip;
+
+describe('store in a file', () => runStoreSuite(inFile()));
+describe('store in memory', () => runStoreSuite(inMemory));
+onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () => runStoreSuite(inPostgres()));
+
+/** What holds for every database. */
+function runStoreSuite(place: Place): void {
+  let location: string;
+  let remove: () => void;
   let store: Store;
 
   beforeEach(async () => {
-    dir = fs.mkdtempSync(path.join(os.tmpdir(), 'cellbox-store-'));
-    file = kind === 'file' ? path.join(dir, 'cellbox.db') : ':memory:';
-    store = await Store.open(file);
+    ({ location, remove } = await place.open());
+    store = await Store.open(location);
   });
 
   afterEach(async () => {
     await store.close();
-    fs.rmSync(dir, { recursive: true });
+    remove();
   });
+
+  afterAll(() => place.close?.());
 
   it('gives back every field of a sandbox', async () => {
     await store.addSandbox(sandbox());
@@ -67,20 +123,69 @@ describe.each(['file', ':memory:'])('store in %s', (kind) => {
 
   it('refuses a second sandbox of the same id and one of an unknown team', async () => {
     await store.addSandbox(sandbox());
-    await expect(store.addSandbox(sandbox())).rejects.toThrow(/UNIQUE/);
-    await expect(store.addSandbox(sandbox({ id: 'i2', teamId: 'nobody' }))).rejects.toThrow(/FOREIGN/);
+    await expect(store.addSandbox(sandbox())).rejects.toThrow(/unique/i);
+    await expect(store.addSandbox(sandbox({ id: 'i2', teamId: 'nobody' }))).rejects.toThrow(/foreign/i);
   });
 
-  it('knows the service key by its hash until it is replaced', async () => {
-    await store.setServiceKey('e2b_01');
-    expect(await store.findKey(hashKey('e2b_01'))).toEqual({
-      id: 'key-service',
-      teamId: DEFAULT_TEAM_ID,
-      hash: hashKey('e2b_01'),
+  it('gives back every field of teams and keys, newest first', async () => {
+    const [older, newer] = [team(), team({ id: 't2', slug: 'zeta', createdAt: 1_763_700_000_999 })];
+    expect([await store.teams.add(older), await store.teams.add(newer)]).toEqual([true, true]);
+    const teams = await store.teams.list();
+    expect(teams.filter((each) => each.id !== DEFAULT_TEAM_ID)).toEqual([newer, older]);
+    expect([await store.teams.find('t1'), await store.teams.find('acme')]).toEqual([older, older]);
+    expect(await store.teams.find(DEFAULT_TEAM_ID)).toMatchObject({ slug: 'default', maxSandboxes: null });
+
+    await store.teams.addKey(key());
+    await store.teams.addKey(key({ id: 'k2', hash: 'b', createdAt: 1_763_700_000_999 }));
+    await store.teams.addKey(key({ id: 'k3', hash: 'c', teamId: 't1' }));
+    expect((await store.teams.listKeys(DEFAULT_TEAM_ID)).map((each) => each.id)).toEqual(['k2', 'k1']);
+    expect((await store.teams.listKeys(DEFAULT_TEAM_ID))[1]).toEqual(key());
+  });
+
+  it('takes a name once, and prefers the team of that id', async () => {
+    await store.teams.add(team());
+    expect(await store.teams.add(team({ id: 't2' }))).toBe(false);
+    await store.teams.add(team({ id: 't3', slug: 't1' }));
+    expect(await store.teams.find('t1')).toEqual(team());
+    expect(await store.teams.find('nobody')).toBeUndefined();
+  });
+
+  it('finds a key by its hash, with the limits of its team, until it is removed by its own team', async () => {
+    await store.teams.add(team());
+    await store.teams.addKey(key({ teamId: 't1' }));
+    await store.teams.setLimits('t1', { maxSandboxes: null, createsPerMinute: 7 });
+    expect(await store.teams.findKey(key().hash)).toEqual({
+      id: 'k1',
+      teamId: 't1',
+      hash: key().hash,
+      limits: { maxSandboxes: null, createsPerMinute: 7 },
     });
-    await store.setServiceKey('e2b_02');
-    expect(await store.findKey(hashKey('e2b_01'))).toBeUndefined();
-    expect(await store.findKey(hashKey('e2b_02'))).toBeDefined();
+    expect(await store.teams.removeKey(DEFAULT_TEAM_ID, 'k1')).toBe(false);
+    expect(await store.teams.removeKey('t1', 'k1')).toBe(true);
+    expect(await store.teams.removeKey('t1', 'k1')).toBe(false);
+    expect(await store.teams.findKey(key().hash)).toBeUndefined();
+  });
+
+  it('knows the key of a service until it is replaced, and lets two services have the same', async () => {
+    await store.teams.setServiceKey(key({ id: 'service-a' }));
+    await store.teams.setServiceKey(key({ id: 'service-b' }));
+    expect(await store.teams.findKey(key().hash)).toMatchObject({ id: 'service-a' });
+    await store.teams.setServiceKey(key({ id: 'service-a', hash: 'new' }));
+    expect(await store.teams.findKey(key().hash)).toBeUndefined();
+    expect(await store.teams.findKey('new')).toMatchObject({ id: 'service-a', teamId: DEFAULT_TEAM_ID });
+  });
+
+  it('refuses a service key that is the key of another team', async () => {
+    await store.teams.add(team());
+    await store.teams.addKey(key({ teamId: 't1' }));
+    await expect(store.teams.setServiceKey(key({ id: 'service-a' }))).rejects.toMatchObject({
+      code: 'failed_precondition',
+      remedy: expect.any(String),
+    });
+  });
+
+  it('answers when it is asked whether it does', async () => {
+    expect(await store.check()).toEqual([{ name: 'store', ok: true }]);
   });
 
   it('remembers replayed creates per team and key', async () => {
@@ -95,7 +200,7 @@ describe.each(['file', ':memory:'])('store in %s', (kind) => {
     await store.close();
     await store.close();
   });
-});
+}
 
 describe('store file', () => {
   let dir: string;
@@ -115,6 +220,24 @@ describe('store file', () => {
     expect(modes.every(([, mode]) => mode === 0o600)).toBe(true);
   });
 
+  it('takes over the tables of the first release with the sandboxes in them', async () => {
+    const database = new Database(file);
+    const dialect = new SqliteDialect({ database: database as unknown as SqliteDatabase });
+    const old = new Kysely<{ sandboxes: { service_id: string } }>({ dialect });
+    const provider = { getMigrations: () => Promise.resolve(MIGRATIONS) };
+    await new Migrator({ db: old, provider }).migrateTo('0001-start');
+    database.exec(
+      `INSERT INTO teams VALUES ('${DEFAULT_TEAM_ID}', 'default', 1);
+       INSERT INTO api_keys VALUES ('key-service', '${DEFAULT_TEAM_ID}', 'service', 'a', 1);
+       INSERT INTO sandboxes VALUES ('i1', '${DEFAULT_TEAM_ID}', 't', 'base', 'running', 1, 2, 3, 0, '{}', '{}', '{}', 1, 1, 1)`,
+    );
+    await old.destroy();
+    const store = await Store.open(file);
+    expect(await store.listSandboxes()).toMatchObject([{ id: 'i1', startedAt: 1, endAt: 3, secure: true }]);
+    expect(await store.teams.listKeys(DEFAULT_TEAM_ID)).toEqual([]); // each start writes its own
+    await store.close();
+  });
+
   it('keeps what was written by a process that never closed it', async () => {
     const first = await Store.open(file);
     await first.addSandbox(sandbox());
@@ -122,14 +245,6 @@ describe('store file', () => {
     expect(await second.listSandboxes()).toEqual([sandbox()]);
     await second.close();
     await first.close();
-  });
-
-  it('holds neither the key nor a token', async () => {
-    const key = `e2b_${'0123456789abcdef'.repeat(3)}`;
-    const store = await Store.open(file);
-    await store.setServiceKey(key);
-    await store.close();
-    expect(fs.readFileSync(file).includes(key)).toBe(false);
   });
 
   it('tells a damaged file and a missing directory in one line with a remedy', async () => {

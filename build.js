@@ -10,7 +10,12 @@ const path = require('node:path');
 const root = __dirname;
 
 /** Output file → entry. The agent is shipped into sandboxes, so it carries its dependencies; the service finds them in node_modules. */
-const SERVICE = { main: 'service/main.ts', prepare: 'service/prepare.ts', bench: 'bench/main.ts' };
+const SERVICE = {
+  main: 'service/main.ts',
+  prepare: 'service/prepare.ts',
+  bench: 'bench/main.ts',
+  chaos: 'test/chaos/main.ts',
+};
 const AGENT = {
   agent: 'kernel-image/agent/main.ts',
   supervisor: 'kernel-image/agent/supervisor.ts',
@@ -74,7 +79,10 @@ async function copyMatching(from, to) {
     if (!entry.isFile() || !NATIVE_FILES.test(relative) || NATIVE_LEFT_OUT.test(relative)) continue;
     const target = path.join(to, relative);
     await fs.promises.mkdir(path.dirname(target), { recursive: true });
-    await fs.promises.copyFile(file, target);
+    // Never in place: agents that run have these files mapped, and would crash on what changes under them.
+    const made = `${target}.${process.pid}`;
+    await fs.promises.copyFile(file, made);
+    await fs.promises.rename(made, target);
   }
 }
 

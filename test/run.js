@@ -74,6 +74,11 @@ async function main() {
     if (wanted('integration')) jest('integration', scratch, ['--runInBand']);
     // The SDKs keep their idle connections open for minutes, hence --forceExit.
     if (wanted('compat')) jest('compat', scratch, ['--runInBand', '--forceExit']);
+    const pythonDir = { CELLBOX_PYTHON_DIR: path.join(root, '.cellbox', 'test') };
+    if (wanted('guard'))
+      step('speed: ratios', process.execPath, ['dist/bench.js', '--guard'], { env: pythonDir });
+    if (wanted('chaos'))
+      step('chaos', process.execPath, ['dist/chaos.js', '--minutes', '2', '--seed', '1'], { env: pythonDir });
   } finally {
     fs.rmSync(scratch, { recursive: true, force: true });
   }

@@ -99,7 +99,15 @@ async function main(): Promise<void> {
     if (log.violations.length > 0) console.error(`service:\n${service.output.slice(-8_000)}`);
     service.remove();
   }
-  const facts = { seed, minutes, runtime, busy, residentBytes: service.residentBytes, leftovers: left };
+  const worked = Number(((Math.min(now(), world.endsAt) - log.began) / 60_000).toFixed(1)); // less when it was ended
+  const facts = {
+    seed,
+    minutes: worked,
+    runtime,
+    busy,
+    residentBytes: service.residentBytes,
+    leftovers: left,
+  };
   const { file, text } = writeReport(path.resolve(values.out), log, facts);
   console.log(text);
   console.log(`Written to ${path.relative(process.cwd(), file)}.md and .json`);

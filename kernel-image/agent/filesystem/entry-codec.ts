@@ -42,10 +42,7 @@ export function entryJson(entry: FileEntry): JsonObject {
   if (entry.group !== '') json['group'] = entry.group;
   if (hasTime(entry)) json['modifiedTime'] = timeText(entry);
   if (entry.symlinkTarget !== undefined) json['symlinkTarget'] = entry.symlinkTarget;
-  for (const _ in entry.metadata) {
-    json['metadata'] = entry.metadata;
-    break;
-  }
+  if (Object.keys(entry.metadata).length > 0) json['metadata'] = entry.metadata;
   return json;
 }
 

@@ -54,8 +54,6 @@ export function readEntry(context: AgentContext, caller: SandboxUser, apiPath: s
   return describe(entryView(context, caller), apiPath, context.users.toDisk(apiPath));
 }
 
-const NO_METADATA: Metadata = {};
-
 /**
  * The same for a known place on disk. Synchronous: three system calls of microseconds, where the thread pool's detours
  * would cost ten times that.
@@ -85,7 +83,7 @@ export function describe(
     modifiedNanos: own.modifiedNanos,
     symlinkTarget: isLink ? linkTarget(view, apiPath, diskPath) : undefined,
     // Nothing else can carry attributes that users set.
-    metadata: type === FileType.UNSPECIFIED ? NO_METADATA : readMetadata(diskPath),
+    metadata: type === FileType.UNSPECIFIED ? {} : readMetadata(diskPath),
   };
 }
 

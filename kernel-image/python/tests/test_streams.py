@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from gateway_client import resident_bytes, wait_while_growing
 
 from cellbox_kernel.streams import MAX_MESSAGE_BYTES
 
 MIB = 1024 * 1024
-
-
-def wait_until(condition, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def pid_of(kernel) -> int:
@@ -39,7 +30,7 @@ def test_output_that_nobody_takes_waits_in_a_bounded_memory_and_arrives_in_order
     before = resident_bytes(pid)
     lines, width = 300, MIB
     msg_id = kernel.send_code(f"for i in range({lines}): print(f'{{i:0{width - 1}}}')")
-    largest = wait_while_growing(pid, before + 32 * MIB)
+    largest = wait_while_growing(pid, before + 16 * MIB)
     stdout = "".join(kernel.collect(msg_id).stdout)
     assert largest < before + 200 * MIB
     assert resident_bytes(pid) < before + 200 * MIB
@@ -64,7 +55,7 @@ def test_a_cell_that_waits_for_its_reader_can_be_interrupted(gateway):
     pid = pid_of(kernel)
     before = resident_bytes(pid)
     msg_id = kernel.send_code("while True: print('x' * 1_000_000)")
-    wait_until(lambda: resident_bytes(pid) > before + 48 * MIB)
+    wait_while_growing(pid, before + 16 * MIB)
     gateway.request("POST", f"/api/kernels/{kernel.id}/interrupt")
     assert kernel.collect(msg_id).error[0] == "KeyboardInterrupt"
     assert kernel.run("1").text == "1"

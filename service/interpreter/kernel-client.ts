@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { KernelConnection } from '@jupyterlab/services/lib/kernel';
 import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import { serialize } from '@jupyterlab/services/lib/kernel/serialize';
@@ -134,6 +135,10 @@ export class KernelClient {
   private retry: NodeJS.Timeout | undefined;
   private readonly askAgain: NodeJS.Timeout;
   private retryMs = FIRST_RETRY_MS;
+  /** Another than that of any client before, also of the same session: what those got is not known here. */
+  private readonly name = randomUUID();
+  /** Messages so far, over all connections. */
+  private received = 0;
   private death: KernelDeath = {};
   /** By message id, oldest first. */
   private readonly past = new Map<string, NonNullable<RequestHandlers['onLate']>>();
@@ -315,13 +320,16 @@ export class KernelClient {
   private serverSettings(gateway: Gateway): ServerConnection.ISettings {
     const { logger, kernelId, readyTimeoutMs } = this.options;
     const connect = (url: string, protocols: string[]): KernelSocket => {
-      const socket = new KernelSocket(url, protocols, {
+      // The gateway sends again what was on its way when the last connection was lost.
+      const next = `${url}&client=${this.name}&received=${this.received}`;
+      const socket = new KernelSocket(next, protocols, {
         headers: gateway.headers,
         connect: () => gateway.connect(),
         handshakeTimeoutMs: readyTimeoutMs,
         onDown: (status) => {
           if (this.socket === socket) this.onDown(status);
         },
+        onReceived: () => this.received++,
         onBadMessage: (error) => logger.warn({ err: error, kernelId }, 'left out a malformed kernel message'),
       });
       this.socket = socket;

@@ -16,6 +16,8 @@ export interface KernelSocketOptions {
   handshakeTimeoutMs: number;
   /** Called once, when the connection is gone or never came up; `status` when the gateway answered with one. */
   onDown: (status: number | undefined) => void;
+  /** Called for each message, before anything is made of it. */
+  onReceived: () => void;
   /** A message that was not understood and is therefore left out. */
   onBadMessage: (error: unknown) => void;
 }
@@ -95,6 +97,7 @@ export class KernelSocket {
 
   private onData(data: RawData, isBinary: boolean): void {
     if (this.down) return;
+    this.options.onReceived();
     try {
       this.onmessage?.({ data: isBinary ? data : data.toString() });
     } catch (error) {

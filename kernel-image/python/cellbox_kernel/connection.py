@@ -17,14 +17,15 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from .nudge import Nudge
+from .sent_messages import SentMessages
 from .settling import is_settled
 
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 # Unsent bytes at which we stop reading from the kernel, and at which we read on. Output that a slow client has not
 # taken waits in the kernel's own process, so a sandbox pays for its own flood.
-HIGH_WATER_BYTES = 16 * 1024 * 1024
-LOW_WATER_BYTES = 4 * 1024 * 1024
+HIGH_WATER_BYTES = 4 * 1024 * 1024
+LOW_WATER_BYTES = 1024 * 1024
 
 # Messages that have arrived together leave together, up to about so many bytes.
 TURN_BYTES = 1024 * 1024
@@ -49,6 +50,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
       kernel process is replaced. In the second case those that the old process never answered are dropped.
     - The client's leaving is noticed at any time: the socket is open, and read from, while the kernel still starts.
     - What a lost connection left unsent goes to the next one, also when that is lost before the kernel answered it.
+    - What was on its way when a connection was lost is sent again: a client that gives itself a name and says how many
+      messages it has got (`client` and `received` in the query) gets those after them.
     """
 
     limit_rate = False
@@ -61,6 +64,9 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._nudge: Nudge | None = None
         # What the last connection of this session could not deliver: channel and parts.
         self._replay: list[tuple[str, list[bytes]]] = []
+        self._sent = SentMessages("")
+        # Sent already, to a connection that was lost before it arrived.
+        self._resend: list[bytes] = []
         # What leaves at the end of this turn: channel and parts.
         self._outgoing: list[tuple[str, list[bytes]]] = []
         self._outgoing_bytes = 0
@@ -103,6 +109,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         manager.add_restart_callback(self.kernel_id, self.on_kernel_restarted)
         manager.add_restart_callback(self.kernel_id, self.on_restart_failed, "dead")
         self._open_sockets.add(self)
+        self._resend = self._take_up_sent()
         buffer = manager.get_buffer(self.kernel_id, self.session_key)
         if buffer:
             self.channels, self._replay = buffer["channels"], buffer["buffer"]
@@ -133,6 +140,19 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
             for stream in self.channels.values():
                 stream.stop_on_recv()
 
+    def _take_up_sent(self) -> list[bytes]:
+        """What the client has not got of what was sent to it; counts on from what it has."""
+        handler, manager = self.websocket_handler, self.kernel_manager
+        client = handler.get_query_argument("client", "")
+        received = handler.get_query_argument("received", "")
+        if manager.sent is None or manager.sent.client != client or not received.isdecimal():
+            manager.sent = SentMessages(client)
+        self._sent = manager.sent
+        missing, lost = self._sent.rewind(int(received) if received.isdecimal() else 0)
+        if lost > 0:
+            self.log.warning("Kernel %s: %d messages on their way were lost", self.kernel_id, lost)
+        return missing
+
     def on_kernel_restarted(self) -> None:
         """The kernel died and is about to be started again: says so, and forgets what it was asked."""
         self.log.warning("Kernel %s died and is started again", self.kernel_id)
@@ -157,7 +177,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         message["metadata"] = {"cellbox": self.kernel_manager.last_ending or {}}
         try:
             if self.subprotocol == V1_PROTOCOL:
-                self.write_message(serialize_msg_to_ws_v1(message, "iopub", self.session.pack), binary=True)
+                self._write([serialize_msg_to_ws_v1(message, "iopub", self.session.pack)])
             else:
                 self.write_message(json.dumps(message | {"channel": "iopub"}, default=json_default))
         except WebSocketClosedError:
@@ -192,24 +212,29 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     def _write_outgoing(self) -> None:
         messages, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
+        # The parts pass through as bytes: nothing here needs to know what they say.
+        self._write(
+            [
+                serialize_msg_to_ws_v1(self.session.feed_identities(parts)[1][1:], channel)
+                for channel, parts in messages
+            ]
+        )
+
+    def _write(self, messages: list[bytes]) -> None:
+        self._sent.add(messages)
         connection = self.websocket_handler.ws_connection
         if not messages or connection is None:
             return
-        chunks: list[bytes] = []
-        for channel, parts in messages:
-            # The parts pass through as bytes: nothing here needs to know what they say.
-            message = serialize_msg_to_ws_v1(self.session.feed_identities(parts)[1][1:], channel)
-            chunks += frame_head(len(message)), message
-        data = b"".join(chunks)
+        data = b"".join(part for message in messages for part in (frame_head(len(message)), message))
         try:
-            sent = connection.stream.write(data)
+            written = connection.stream.write(data)
         except StreamClosedError:
             return  # the close event follows and tears this connection down
         if not connection.stream.writing():
             return  # the socket took it all: the usual case, not worth accounting for
         size = len(data)
         self._unsent_bytes += size
-        sent.add_done_callback(lambda future: self._on_sent(future, size))
+        written.add_done_callback(lambda future: self._on_sent(future, size))
         if self._unsent_bytes > HIGH_WATER_BYTES and not self._paused:
             self._paused = True
             # Replies wait too, or one would overtake the output that belongs before it.
@@ -260,6 +285,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     def _go_live(self, heard: list[list[bytes]]) -> None:
         """Lets messages pass in both directions, what has waited first."""
         self._nudge = None
+        resend, self._resend = self._resend, []
+        self._write(resend)
         replay, self._replay = self._replay, []
         for channel, parts in [*replay, *(("iopub", parts) for parts in heard)]:
             self.handle_outgoing_message(self.channels[channel], parts)

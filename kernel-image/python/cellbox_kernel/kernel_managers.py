@@ -22,6 +22,7 @@ from .endings import describe_ending
 from .environment import cwd_problem, home_directory, kernel_environment
 from .lifetime import die_with_gateway
 from .memory_cgroup import own_memory_cgroup
+from .sent_messages import SentMessages
 from .zygote_client import ZygoteClient
 
 # Bytes of output kept for a client that has gone away and may come back; beyond it the kernel's own side holds them.
@@ -108,6 +109,8 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
     restarter_class = Type(CellboxKernelRestarter)
     # What the client that started the kernel wants to be told again of it.
     client_metadata: dict[str, Any] | None = None
+    # To the client that was connected last.
+    sent: SentMessages | None = None
     # See `endings`.
     last_ending: dict[str, Any] | None = None
     # Upper bound of a polite shutdown, in seconds; then SIGTERM and SIGKILL.

@@ -140,9 +140,9 @@ class Kernel:
         self.socket: websocket.WebSocket | None = None
         self.connect()
 
-    def connect(self) -> None:
+    def connect(self, query: str = "") -> None:
         self.socket = websocket.create_connection(
-            f"ws://127.0.0.1:{self.gateway.port}/api/kernels/{self.id}/channels?session_id={self.session}",
+            f"ws://127.0.0.1:{self.gateway.port}/api/kernels/{self.id}/channels?session_id={self.session}{query}",
             header=[f"Authorization: token {TOKEN}"],
             subprotocols=["v1.kernel.websocket.jupyter.org"],
             timeout=DEADLINE_SECONDS,

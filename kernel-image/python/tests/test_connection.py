@@ -87,6 +87,30 @@ def test_output_of_a_lost_connection_is_replayed_to_the_same_session(gateway):
     kernel.close()
 
 
+def test_what_was_on_its_way_to_a_lost_connection_arrives_on_the_next(gateway):
+    kernel = gateway.start_kernel(name="python")
+    kernel.socket.close()
+    kernel.connect("&client=a&received=0")
+    msg_id = kernel.send_code("for i in range(3000): print(i, flush=True)")
+    texts, received = [], 0
+    for until in (5, 400, 10_000):
+        while received < until:
+            _, message = kernel.receive()
+            received += 1
+            if message["parent_header"].get("msg_id") == msg_id:
+                texts.append(message["content"].get("text", ""))
+                if message["content"].get("execution_state") == "idle":
+                    break
+        else:
+            # Far more than was read is on its way, or waits.
+            while gateway.request("GET", f"/api/kernels/{kernel.id}")[1]["execution_state"] != "idle":
+                time.sleep(0.02)
+            kernel.socket.shutdown()
+            kernel.connect(f"&client=a&received={received}")
+    assert "".join(texts) == "".join(f"{i}\n" for i in range(3000))
+    kernel.close()
+
+
 def test_a_killed_kernel_is_announced_quickly_and_what_it_left_unanswered_never_runs(gateway):
     kernel = gateway.start_kernel(name="python")
     os.kill(int(kernel.run("import os; os.getpid()").text), signal.SIGKILL)

@@ -5,6 +5,12 @@ import type { OutputEvent } from '../../protocol/interpreter';
 /** Unsent bytes from which on the kernel is read no further until the client has taken what there is. */
 const HIGH_WATER_BYTES = 1024 * 1024;
 
+/**
+ * What nobody acts upon, the head and the number of the cell, waits so long for the first line that somebody does: each
+ * write wakes the client, which a cell of a few milliseconds feels.
+ */
+const HOLD_MS = 20;
+
 /** Names the execution, for whoever wants to find its record. */
 export const EXECUTION_ID_HEADER = 'x-execution-id';
 
@@ -21,9 +27,11 @@ export class EventStream {
   /** The client has taken everything after `isFull` was true. */
   onDrain: (() => void) | undefined;
   private readonly quiet: NodeJS.Timeout;
+  /** Runs while something may be held back. */
+  private holding: NodeJS.Timeout | undefined;
   private over = false;
 
-  /** Sends status and headers at once: the client's request timer runs until they arrive. */
+  /** Sends status and headers within `HOLD_MS`: the client's request timer runs until they arrive. */
   constructor(
     private readonly res: ServerResponse,
     keepaliveMs: number,
@@ -34,7 +42,9 @@ export class EventStream {
       'cache-control': 'no-store',
       [EXECUTION_ID_HEADER]: executionId,
     });
+    res.cork();
     res.flushHeaders();
+    this.holding = setTimeout(() => this.release(), HOLD_MS);
     this.quiet = setInterval(() => this.keepAlive(), keepaliveMs);
     res.on('drain', () => this.onDrain?.());
     res.on('close', () => {
@@ -57,7 +67,15 @@ export class EventStream {
   write(lines: string | Buffer): boolean {
     if (this.over) return true;
     this.quiet.refresh();
-    return typeof lines === 'string' ? this.res.write(lines, 'latin1') : this.res.write(lines);
+    const taken = typeof lines === 'string' ? this.res.write(lines, 'latin1') : this.res.write(lines);
+    this.release();
+    return taken;
+  }
+
+  /** Sends an encoded line that can wait a moment: with what follows it, if the answer has only begun. */
+  writeSoon(line: string): void {
+    if (this.holding === undefined) this.write(line);
+    else this.res.write(line, 'latin1');
   }
 
   end(line = ''): void {
@@ -77,8 +95,16 @@ export class EventStream {
     if (!this.res.writableNeedDrain) this.res.write(KEEPALIVE);
   }
 
+  private release(): void {
+    if (this.holding === undefined) return;
+    clearTimeout(this.holding);
+    this.holding = undefined;
+    this.res.uncork();
+  }
+
   private finish(): void {
     this.over = true;
+    clearTimeout(this.holding); // the end of an answer sends all of it
     clearInterval(this.quiet);
   }
 }

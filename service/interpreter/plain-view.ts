@@ -54,6 +54,10 @@ export class PlainView {
       case 'result':
         this.clear();
         break;
+      case 'number_of_executions':
+        this.flush();
+        this.stream.writeSoon(line);
+        return;
       case 'truncated':
         this.truncations.set(event.stream, event);
         break;

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
+from jupyter_client.session import DELIM
 from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 import zmq
@@ -29,6 +30,8 @@ LOW_WATER_BYTES = 1024 * 1024
 
 # Messages that have arrived together leave together, up to about so many bytes.
 TURN_BYTES = 1024 * 1024
+# What only says that a cell has begun waits so long for what the cell does.
+BEGINNING_SECONDS = 0.02
 # First byte of a WebSocket frame: a whole binary message.
 _FINAL_BINARY = 0x82
 
@@ -43,8 +46,9 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     Differs from the stock one:
     - TCP_NODELAY. Without it Nagle's algorithm meets the client's delayed ACK: 40 ms on every small execution.
     - No limit on message or data rate; output is never dropped.
-    - Messages that arrive in one turn of the loop leave in one write: a small execution causes five, and each write
-      wakes everyone on the way to the client.
+    - Messages that arrive in one turn of the loop leave in one write, and those that only say that a cell has begun
+      with the first that says more: a small execution causes five, and each write wakes everyone on the way to the
+      client.
     - Memory is bounded when the client reads slowly.
     - Requests wait until the kernel's output is known to arrive here, when the client connects as well as when the
       kernel process is replaced. In the second case those that the old process never answered are dropped.
@@ -67,9 +71,11 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._sent = SentMessages("")
         # Sent already, to a connection that was lost before it arrived.
         self._resend: list[bytes] = []
-        # What leaves at the end of this turn: channel and parts.
+        # What leaves soon: channel and parts.
         self._outgoing: list[tuple[str, list[bytes]]] = []
         self._outgoing_bytes = 0
+        # When it does.
+        self._leaving: asyncio.Handle | None = None
         self._unsent_bytes = 0
         self._paused = False
 
@@ -139,6 +145,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
             # One buffer full is enough; the rest waits in the kernel.
             for stream in self.channels.values():
                 stream.stop_on_recv()
+            self.kernel_manager.activity.listen()
 
     def _take_up_sent(self) -> list[bytes]:
         """What the client has not got of what was sent to it; counts on from what it has."""
@@ -193,24 +200,41 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         if self.subprotocol != V1_PROTOCOL or not self.multi_kernel_manager.allow_tracebacks:
             super().handle_outgoing_message(stream, outgoing_msg)
             return
-        if not self._outgoing:
-            asyncio.get_running_loop().call_soon(self._write_outgoing)
         self._outgoing.append((stream.channel, outgoing_msg))
         self._outgoing_bytes += sum(map(len, outgoing_msg))
         if self._outgoing_bytes > TURN_BYTES:
             self._write_outgoing()
+        else:
+            self._leave(soon=not only_begins(outgoing_msg))
+
+    def _leave(self, soon: bool) -> None:
+        if self._leaving is not None:
+            if not soon or not isinstance(self._leaving, asyncio.TimerHandle):
+                return  # it has been arranged
+            self._leaving.cancel()
+        loop = asyncio.get_running_loop()
+        if soon:
+            self._leaving = loop.call_soon(self._write_outgoing)
+        else:
+            self._leaving = loop.call_later(BEGINNING_SECONDS, self._write_outgoing)
 
     def _receive(self, stream: Any, message: list[bytes]) -> None:
         """One message, and those that have arrived behind it."""
         try:
-            self.handle_outgoing_message(stream, message)
-            # After a write the stream comes back for the rest: others get their turn.
-            while self._outgoing and not stream.closed():
-                self.handle_outgoing_message(stream, stream.socket.recv_multipart(zmq.NOBLOCK))
+            while True:
+                if stream.channel == "iopub":
+                    self.kernel_manager.activity.tell(message)
+                self.handle_outgoing_message(stream, message)
+                if not self._outgoing or stream.closed():
+                    return  # after a write the stream comes back for the rest: others get their turn
+                message = stream.socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             pass
 
     def _write_outgoing(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         messages, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
         # The parts pass through as bytes: nothing here needs to know what they say.
         self._write(
@@ -273,6 +297,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._start_nudge()
 
     def _start_nudge(self) -> None:
+        self.kernel_manager.activity.listen()
         if self._nudge is not None:
             self._nudge.close()
         self._nudge = nudge = Nudge(
@@ -304,6 +329,12 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self.log.warning("Kernel %s does not answer; its connection is closed", self.kernel_id)
         self._nudge = None
         self.websocket_handler.close(1011, "The kernel does not answer")
+
+
+def only_begins(parts: list[bytes]) -> bool:
+    """Whether a message tells that a cell has begun, and nothing of what comes of it."""
+    header, _, _, content = parts[parts.index(DELIM) + 2 :][:4]
+    return b'"execute_input"' in header or (b'"status"' in header and b'"busy"' in content)
 
 
 def frame_head(size: int) -> bytes:

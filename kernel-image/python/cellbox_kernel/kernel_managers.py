@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import zmq
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.session import DELIM
-from jupyter_server._tz import utcnow
+from jupyter_server._tz import isoformat
 from kernel_gateway.services.kernels.manager import SeedingMappingKernelManager
 from traitlets import Type, default
 
 from . import kernelspecs
+from .activity import Activity
 from .connection import CellboxWebsocketConnection
 from .endings import describe_ending
 from .environment import cwd_problem, home_directory, kernel_environment
@@ -116,6 +117,10 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
     # Upper bound of a polite shutdown, in seconds; then SIGTERM and SIGKILL.
     shutdown_wait_time = 2.0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activity = Activity(self)
+
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         # Until the new process speaks, a connection must not take the old one's `busy` for its state.
         self.execution_state = "starting"
@@ -158,26 +163,15 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         return kernel_id
 
     def start_watching_activity(self, kernel_id: str) -> None:
-        """As the stock watcher, without verifying and parsing every message once more to learn three words of it."""
         super().start_watching_activity(kernel_id)
         kernel = self.get_kernel(kernel_id)
-
-        def record(frames: list[bytes]) -> None:
-            header, parent, _, content = frames[frames.index(DELIM) + 2 :][:4]
-            kernel.last_activity = self.last_kernel_activity = utcnow()
-            if b'"status"' not in header:
-                return
-            if b'"execute_request"' in parent:
-                kernel.execution_state = "busy" if b'"busy"' in content else "idle"
-            elif kernel.execution_state == "starting" and b'"starting"' not in content:
-                kernel.execution_state = "idle"
-
-        kernel._activity_stream.on_recv(record)
+        kernel.activity.start(kernel._activity_stream)
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """The stock model, with the metadata that the kernel was started with and how it last ended."""
         kernel = self.get_kernel(kernel_id)
         return super().kernel_model(kernel_id) | {
+            "last_activity": isoformat(datetime.fromtimestamp(kernel.activity.last, timezone.utc)),
             "metadata": kernel.client_metadata,
             "last_ending": kernel.last_ending,
         }
@@ -202,13 +196,22 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
                 buffer = self._kernel_buffers.get(kernel_id)
                 if not buffer or buffer["channels"] is not channels:
                     return
+                activity = self.get_kernel(kernel_id).activity
                 buffer["buffer"].append((channel, parts))
+                if channel == "iopub":
+                    activity.tell(parts)
                 kept += sum(map(len, parts))
                 if kept > OFFLINE_BUFFER_BYTES:
                     for stream in channels.values():
                         stream.stop_on_recv()
+                    activity.listen()
 
             return on_message
 
         for channel, stream in channels.items():
             stream.on_recv(keep(channel))
+
+    def stop_buffering(self, kernel_id: str) -> None:
+        """Drops what is kept."""
+        super().stop_buffering(kernel_id)
+        self.get_kernel(kernel_id).activity.listen()

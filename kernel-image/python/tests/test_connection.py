@@ -87,6 +87,18 @@ def test_output_of_a_lost_connection_is_replayed_to_the_same_session(gateway):
     kernel.close()
 
 
+def test_a_cell_that_says_nothing_is_told_to_have_begun(gateway, tmp_path):
+    kernel = gateway.start_kernel(name="python")
+    kernel.run("import os, time")
+    kernel.socket.settimeout(5)
+    msg_id = kernel.send_code(f"while not os.path.exists({str(tmp_path / 'done')!r}): time.sleep(0.01)")
+    kinds = [kernel.receive()[1]["header"]["msg_type"] for _ in range(2)]
+    assert kinds == ["status", "execute_input"]
+    (tmp_path / "done").touch()
+    assert kernel.collect(msg_id).reply["status"] == "ok"
+    kernel.close()
+
+
 def test_what_was_on_its_way_to_a_lost_connection_arrives_on_the_next(gateway):
     kernel = gateway.start_kernel(name="python")
     kernel.socket.close()

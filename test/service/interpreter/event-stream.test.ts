@@ -38,7 +38,7 @@ describe('keepalives', () => {
   });
 });
 
-it('sends headers at once and says nothing about caching or compression', async () => {
+it('sends headers before there is output and says nothing about caching or compression', async () => {
   fixture.gateway.gate = new Promise(() => undefined);
   const { response, leave } = await fixture.open({ code: 'x' });
   expect(response.headers).toMatchObject({
@@ -46,6 +46,13 @@ it('sends headers at once and says nothing about caching or compression', async 
     'transfer-encoding': 'chunked',
   });
   leave();
+});
+
+it('sends the number of a cell that says nothing more', async () => {
+  fixture.gateway.script = (execution) => execution.busy().input();
+  const stream = await fixture.open({ code: 'x' });
+  expect(await stream.next()).toEqual(count(1));
+  stream.leave();
 });
 
 describe('a client that stops reading', () => {

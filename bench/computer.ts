@@ -3,6 +3,9 @@ import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 import { promisify } from 'node:util';
 import type { Sandbox } from '@e2b/code-interpreter';
+import { agentHttp } from './agent-http';
+import type { AgentHttp } from './agent-http';
+import type { Cellbox } from './cellbox';
 import type { DockerRival } from './docker-rival';
 import type { RawCopy } from './raw-copy';
 import { figuresOf } from './figures';
@@ -34,13 +37,14 @@ const MANY_FILES = 'i=0; while [ $i -lt COUNT ]; do : > f$i; i=$((i+1)); done';
 
 /** Commands, transfers and lists, the ways of each taking turns. */
 export async function measureComputer(
-  sandbox: Sandbox,
+  { sandbox, service }: Cellbox,
   copy: RawCopy,
   docker: DockerRival | undefined,
   quick: boolean,
 ): Promise<Section> {
   const rows: ComputerRow[] = [];
-  for (const { name, rounds, warmup, ways } of comparisons(sandbox, copy, docker, quick)) {
+  const plain = agentHttp(service.url, sandbox);
+  for (const { name, rounds, warmup, ways } of comparisons(sandbox, plain, copy, docker, quick)) {
     console.error(`measuring ${name}: ${warmup} + ${rounds} rounds`);
     const names = Object.keys(ways);
     const samples = Object.fromEntries(names.map((way): [string, number[]] => [way, []]));
@@ -54,6 +58,7 @@ export async function measureComputer(
     }
     rows.push({ name, samples });
   }
+  plain.close();
   return {
     name: 'computer',
     figures: Object.assign(
@@ -73,11 +78,12 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
     values === undefined ? '–' : formatSummary(summarise(values));
   return [
     markdownTable(
-      ['p50 / p95 in ms', 'n', 'Cellbox', 'floor', 'docker exec, cp', '÷ floor', '÷ docker'],
+      ['p50 / p95 in ms', 'n', 'Cellbox', 'without SDK', 'floor', 'docker exec, cp', '÷ floor', '÷ docker'],
       rows.map((row) => [
         row.name,
         String(row.samples['Cellbox']?.length ?? 0),
         cell(row.samples['Cellbox']),
+        cell(row.samples['without SDK']),
         cell(row.samples['floor']),
         cell(row.samples['docker']),
         ratioOf(row.samples['Cellbox'], row.samples['floor']),
@@ -85,7 +91,7 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
       ]),
     ),
     '',
-    'Floor: the same login shell started by Node on the host; the same bytes to and from a file by Node’s own HTTP server.',
+    'Without SDK: the requests that it makes, by Node’s own HTTP client. Floor: the same login shell started by Node on the host; the same bytes to and from a file by Node’s own HTTP server.',
     '',
   ];
 }
@@ -93,6 +99,7 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
 /** The engine's own command is compared where there is an engine. */
 function comparisons(
   sandbox: Sandbox,
+  plain: AgentHttp,
   copy: RawCopy,
   docker: DockerRival | undefined,
   quick: boolean,
@@ -112,6 +119,7 @@ function comparisons(
         ...rounds,
         ways: {
           Cellbox: async () => void (await sandbox.files.write(name, blob, { useOctetStream: true })),
+          'without SDK': () => plain.upload(name, data),
           floor: () => copy.upload(name, data),
           ...rival((engine) => engine.upload(name, data)),
         },
@@ -122,6 +130,7 @@ function comparisons(
         ways: {
           Cellbox: async () =>
             mustBe((await sandbox.files.read(name, { format: 'bytes' })).length, data.length),
+          'without SDK': async () => mustBe(await plain.download(name), data.length),
           floor: async () => mustBe(await copy.download(name), data.length),
           ...rival(async (engine) => mustBe(await engine.download(name), data.length)),
         },
@@ -141,6 +150,10 @@ function comparisons(
           await (made ??= sandbox.commands.run(make));
           mustBe((await sandbox.files.list(`list-${count}`)).length, count);
         },
+        'without SDK': async () => {
+          await (made ??= sandbox.commands.run(make));
+          mustBe(await plain.list(`list-${count}`), count);
+        },
         ...rival(async (engine) => {
           await (madeInRival ??= engine.exec(make));
           mustBe(
@@ -158,6 +171,7 @@ function comparisons(
       ...many,
       ways: {
         Cellbox: async () => mustBe((await sandbox.commands.run('echo hello')).stdout, 'hello\n'),
+        'without SDK': async () => mustBe(await plain.run('echo hello'), 'hello\n'),
         floor: async () =>
           mustBe((await run(SHELL[0], [SHELL[1], SHELL[2], 'echo hello'], { env: BARE })).stdout, 'hello\n'),
         ...rival(async (engine) => mustBe(await engine.exec('echo hello'), 'hello\n')),

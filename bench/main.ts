@@ -166,7 +166,7 @@ async function measureGroup(
 
 /** `image`: where the engine's own command is a rival. */
 async function measureWithRivals(
-  { sandbox }: Cellbox,
+  cellbox: Cellbox,
   image: string | undefined,
   quick: boolean,
 ): Promise<Section> {
@@ -174,7 +174,7 @@ async function measureWithRivals(
   try {
     const rival = image === undefined ? undefined : await startDockerRival(image);
     try {
-      return await measureComputer(sandbox, copy, rival, quick);
+      return await measureComputer(cellbox, copy, rival, quick);
     } finally {
       await rival?.close();
     }

@@ -141,6 +141,12 @@ const TARGETS: readonly Target[] = [
     ],
   },
   {
+    what: 'a command, 1 MB each way, a list of 1,000 files, over HTTP',
+    measures: (['command', '1 MB up', '1 MB down', 'list 1,000 files'] as const).map((row) =>
+      ms(row, figure(row, 'without SDK', 'p50'), 10),
+    ),
+  },
+  {
     what: 'upload and download of 100 MB, speed',
     measures: (['up', 'down'] as const).map((way) =>
       quotient(

@@ -126,7 +126,7 @@ async function answer(
     await answerRpc(context, rpc, request, response);
     return;
   }
-  await basicUser(context, request);
+  basicUser(context, request);
   const route = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined;
   if (route === undefined) throw new HttpError(404, `no such path: ${path}`);
   const handle = Object.hasOwn(route, method) ? route[method] : undefined;
@@ -168,16 +168,16 @@ function checkToken(state: AgentState, request: IncomingMessage, route: string):
  *
  * @throws HttpError 401 `unauthenticated`
  */
-async function basicUser(context: AgentContext, request: IncomingMessage): Promise<SandboxUser | undefined> {
+function basicUser(context: AgentContext, request: IncomingMessage): SandboxUser | undefined {
   const [scheme, encoded] = (request.headers.authorization ?? '').split(' ');
   if (scheme?.toLowerCase() !== 'basic' || encoded === undefined) return undefined;
   const name = Buffer.from(encoded, 'base64').toString('utf8').split(':', 1)[0] ?? '';
   return findUser(context, name, 'invalid username');
 }
 
-async function findUser(context: AgentContext, name: string, complaint: string): Promise<SandboxUser> {
+function findUser(context: AgentContext, name: string, complaint: string): SandboxUser {
   try {
-    return await context.users.find(name);
+    return context.users.find(name);
   } catch (error) {
     const failure = HttpError.from(error);
     if (failure.status !== 401) throw failure;
@@ -198,8 +198,7 @@ async function answerRpc(
       throw new HttpError(429, text, { code: 'resource_exhausted' });
     }
     const caller =
-      (await basicUser(context, request)) ??
-      (await findUser(context, context.state.defaultUser, 'invalid default user'));
+      basicUser(context, request) ?? findUser(context, context.state.defaultUser, 'invalid default user');
     await rpc(request, response, caller);
   } catch (error) {
     const failure = HttpError.from(error);

@@ -35,7 +35,7 @@ export async function compose(
   response: ServerResponse,
 ): Promise<void> {
   const order = parseOrder(await readBody(request));
-  const user = await context.users.find(order.username || context.state.defaultUser);
+  const user = context.users.find(order.username || context.state.defaultUser);
   const place = (text: string): Place => {
     const apiPath = resolvePath(text, user, context.state.defaultWorkdir);
     return { apiPath, diskPath: context.users.toDisk(apiPath) };

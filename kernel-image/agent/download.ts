@@ -18,7 +18,7 @@ const SNIFF_BYTES = 512;
 const MAX_RANGES = 100;
 
 /** The user that a file request means. */
-export async function requestUser(context: AgentContext, query: URLSearchParams): Promise<SandboxUser> {
+export function requestUser(context: AgentContext, query: URLSearchParams): SandboxUser {
   const name = query.get('username') || context.state.defaultUser;
   if (name === '') throw new HttpError(400, 'no username given and no default user configured');
   return context.users.find(name);
@@ -31,7 +31,7 @@ export async function download(
   response: ServerResponse,
   query: URLSearchParams,
 ): Promise<void> {
-  const user = await requestUser(context, query);
+  const user = requestUser(context, query);
   const apiPath = resolvePath(query.get('path') ?? '', user, context.state.defaultWorkdir);
   const file = await openRegular(context.users.toDisk(apiPath), apiPath);
   try {

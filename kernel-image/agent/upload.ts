@@ -47,7 +47,7 @@ export async function upload(
   query: URLSearchParams,
 ): Promise<WrittenFile[]> {
   const body = decoded(request);
-  const user = await requestUser(context, query);
+  const user = requestUser(context, query);
   const metadata = requestedMetadata(request);
   // Compressed bytes say nothing about what has to fit on the disk.
   const length = body === request ? Number(request.headers['content-length'] ?? Number.NaN) : Number.NaN;

@@ -1,4 +1,4 @@
-import fs from 'node:fs/promises';
+import fs from 'node:fs';
 import path from 'node:path';
 import { HttpError } from './http-error';
 import { API_HOME } from './settings';
@@ -13,10 +13,10 @@ export interface SandboxUser {
 }
 
 export interface Users {
-  /** Rejects with 401 when there is no such user (or none that this sandbox offers). */
-  find(name: string): Promise<SandboxUser>;
+  /** @throws HttpError 401 when there is no such user (or none that this sandbox offers) */
+  find(name: string): SandboxUser;
   /** All groups of a user, the primary one first. */
-  groups(user: SandboxUser): Promise<readonly number[]>;
+  groups(user: SandboxUser): readonly number[];
   /** Where a path as callers spell it really is. */
   toDisk(apiPath: string): string;
   /** Whether files can be given to another user at all. */
@@ -30,8 +30,8 @@ export function createUsers(settings: { singleUser: boolean; home: string }): Us
 function singleUser(home: string): Users {
   return {
     canChown: false,
-    groups: async ({ gid }) => [gid],
-    find: async (name) => {
+    groups: ({ gid }) => [gid],
+    find: (name) => {
       if (name !== 'user') {
         throw new HttpError(
           401,
@@ -49,18 +49,21 @@ function singleUser(home: string): Users {
   };
 }
 
-/** Looks users up in a passwd file at each request: programs inside add and remove users. */
+/**
+ * Looks users up in a passwd file at each request: programs inside add and remove users. Synchronous: the file is small, and
+ * each detour to the thread pool would cost more than reading it.
+ */
 export function systemUsers(passwdFile: string, groupFile: string): Users {
   return {
     canChown: process.getuid?.() === 0,
     toDisk: (apiPath) => apiPath,
-    groups: async (user) => {
+    groups: (user) => {
       // A system without the file has no further groups.
-      const text = await fs.readFile(groupFile, 'utf8').catch(() => '');
+      const text = fs.existsSync(groupFile) ? fs.readFileSync(groupFile, 'utf8') : '';
       return [...new Set([user.gid, ...parseGroups(text, user.name)])];
     },
-    find: async (name) => {
-      const user = parsePasswd(await fs.readFile(passwdFile, 'utf8'), name);
+    find: (name) => {
+      const user = parsePasswd(fs.readFileSync(passwdFile, 'utf8'), name);
       if (user === undefined) throw new HttpError(401, `user '${name}' does not exist in this sandbox`);
       return user;
     },

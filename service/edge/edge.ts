@@ -19,6 +19,8 @@ import { currentScope } from '../observability/scope';
 import type { Instance } from '../runtime/runtime';
 import type { RunningSandbox } from '../sandboxes/sandbox';
 import { sameSecret } from '../secrets';
+import { AgentConnections } from './agent-connections';
+import type { AgentConnection } from './agent-connections';
 import { dialPatiently } from './dial';
 import { sendError } from './error-response';
 import type { EdgeError } from './error-response';
@@ -83,6 +85,7 @@ export class Edge {
   private readonly inboundOwner = new WeakMap<Socket, RunningSandbox>();
   /** Never listens: it parses streams that it is handed. */
   private readonly streams = http.createServer(SERVER_OPTIONS, (req, res) => this.onStreamRequest(req, res));
+  private readonly agents = new AgentConnections();
   private closed = false;
 
   constructor(private readonly options: EdgeOptions) {}
@@ -253,9 +256,9 @@ export class Edge {
     else socket.once('close', untrack);
     res.once('close', () => aborter.abort());
 
-    let upstream: Socket;
+    let upstream: Socket | AgentConnection;
     try {
-      upstream = await dialPatiently(sandbox.instance, port, aborter.signal);
+      upstream = await this.connect(sandbox.instance, port, aborter.signal);
     } catch (error) {
       if (aborter.signal.aborted) return;
       const { code } = ServiceError.from(error);
@@ -286,6 +289,18 @@ export class Edge {
       onBroken: () => reset(socket),
       onBadAnswer: () => sendError(req, res, { type: 'bad-answer', port }),
     });
+  }
+
+  /** Rejects as `dialPatiently` does. */
+  private async connect(
+    instance: Instance,
+    port: number,
+    signal: AbortSignal,
+  ): Promise<Socket | AgentConnection> {
+    if (port !== AGENT_PORT) return dialPatiently(instance, port, signal);
+    return (
+      this.agents.take(instance) ?? this.agents.adopt(instance, await dialPatiently(instance, port, signal))
+    );
   }
 
   private onStreamRequest(req: IncomingMessage, res: ServerResponse): void {

@@ -18,8 +18,8 @@ const HOP_BY_HOP = new Set([
 const NEVER_NOMINATED = new Set(['host', 'content-length', 'cookie', 'authorization']);
 
 export interface RequestHeaderOptions {
-  /** Value of the `Upgrade` header to ask the sandbox for, or undefined for an ordinary request. */
-  upgrade: string | undefined;
+  /** What becomes of the connection: it ends with the answer, serves the next request, or changes to that protocol. */
+  connection: 'close' | 'keep-alive' | { upgrade: string };
   /** How the body is framed towards the sandbox. */
   body: 'none' | 'length' | 'chunked';
   /** Sends `Content-Length: 0`, which a method that usually has a body needs when it has none. */
@@ -35,8 +35,9 @@ export function requestHeaders(raw: RawHeaders, options: RequestHeaderOptions): 
     raw,
     (name) => isForwardingClaim(name) || name === 'expect' || name === 'http2-settings',
   );
-  if (options.upgrade !== undefined) headers.push('Connection', 'Upgrade', 'Upgrade', options.upgrade);
-  else headers.push('Connection', 'close');
+  const { connection } = options;
+  if (typeof connection === 'string') headers.push('Connection', connection);
+  else headers.push('Connection', 'Upgrade', 'Upgrade', connection.upgrade);
   if (options.body === 'chunked') {
     headers.push('Transfer-Encoding', 'chunked', ...pick(raw, 'trailer'));
   } else if (options.emptyBody) headers.push('Content-Length', '0');

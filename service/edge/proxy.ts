@@ -3,6 +3,7 @@ import type { ClientRequest, IncomingMessage, ServerResponse } from 'node:http';
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
 import { originForm } from '../../protocol/routing';
+import { AgentConnection } from './agent-connections';
 import { requestHeaders, responseHeaders, trailers, upgradeResponseHead } from './headers';
 
 /*
@@ -23,8 +24,8 @@ const KEEPALIVE_PROBE_MS = 20_000;
 export interface Exchange {
   req: IncomingMessage;
   res: ServerResponse;
-  /** Connected to the port in the sandbox; owned by the exchange from here on. */
-  upstream: net.Socket;
+  /** Connected to the port in the sandbox; owned by the exchange from here on, or until its proper end. */
+  upstream: net.Socket | AgentConnection;
   /** For a request to change protocols: the client's raw socket and what it already sent behind its request. */
   upgrade?: { value: string; socket: Duplex; head: Buffer };
   /** Names and values by turns, for the end of the answer's head. */
@@ -91,7 +92,9 @@ export function exchange(options: Exchange): void {
   });
   res.once('close', () => {
     settled = true;
-    if (!res.writableFinished) outgoing.destroy();
+    // One that outlives the exchange must not wait for the rest of a body that nobody sends.
+    const isHalf = upstream instanceof AgentConnection && !outgoing.writableFinished;
+    if (!res.writableFinished || isHalf) outgoing.destroy();
     // An answer may come before the end of the body: read the rest away, or the connection's next request waits for ever.
     req.unpipe(outgoing);
     req.resume();
@@ -153,20 +156,21 @@ export function responseOn(req: IncomingMessage, socket: Duplex): ServerResponse
 
 function startRequest(
   req: IncomingMessage,
-  upstream: net.Socket,
+  upstream: net.Socket | AgentConnection,
   upgrade: string | undefined,
 ): ClientRequest {
-  upstream.setNoDelay(true);
+  const isKept = upstream instanceof AgentConnection;
+  if (!isKept) upstream.setNoDelay(true);
   return http.request({
     method: req.method,
     path: originForm(req.url ?? '/'),
     headers: requestHeaders(req.rawHeaders, {
-      upgrade,
+      connection: upgrade !== undefined ? { upgrade } : isKept ? 'keep-alive' : 'close',
       body: isChunked(req) ? 'chunked' : hasBody(req) ? 'length' : 'none',
       emptyBody:
         !hasBody(req) && req.headers['content-length'] === undefined && !BODILESS.has(req.method ?? ''),
     }),
-    createConnection: () => upstream,
+    ...(isKept ? { agent: upstream } : { createConnection: () => upstream }),
     maxHeaderSize: MAX_RESPONSE_HEADER_BYTES,
   });
 }

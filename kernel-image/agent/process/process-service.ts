@@ -153,11 +153,11 @@ async function startProcess(
   if (!users.canChown && user.uid !== process.getuid?.()) {
     throw new ConnectError(`nothing can be started as user '${user.name}' here`, Code.PermissionDenied);
   }
-  const groups = await users.groups(user);
+  const groups = users.groups(user);
   const launch: Launch = {
     argv: chain(users, user, groups, command),
     env,
-    cwd: await workingDirectory(users, user, groups, {
+    cwd: workingDirectory(users, user, groups, {
       requested: config?.cwd ?? '',
       defaultWorkdir: state.defaultWorkdir,
     }),

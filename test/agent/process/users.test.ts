@@ -25,7 +25,7 @@ asRoot('users, where the agent is root', () => {
   it('get their own ids, groups, name and home, and the pipes', async () => {
     const line = 'id -u; id -g; id -G; echo "$USER $LOGNAME $HOME"; echo open > /dev/stderr; umask';
     const told = await box.sh(line, { process: { cwd: '/' } });
-    const { gid, home } = await systemUsers('/etc/passwd', '/etc/group').find('nobody');
+    const { gid, home } = systemUsers('/etc/passwd', '/etc/group').find('nobody');
     expect(told.stdout).toBe(`65534\n${gid}\n${gid}\nnobody nobody ${home}\n0022\n`);
     expect(told.stderr).toBe('open\n');
   });
@@ -85,8 +85,8 @@ describe('groups of a user', () => {
     const file = path.join(directory, 'group');
     await fs.writeFile(file, GROUPS);
     const user = { name: 'user', uid: 1000, gid: 42, home: '/home/user' };
-    expect(await systemUsers('/etc/passwd', file).groups(user)).toEqual([42, 998]);
-    expect(await systemUsers('/etc/passwd', '/no/such/file').groups(user)).toEqual([42]);
+    expect(systemUsers('/etc/passwd', file).groups(user)).toEqual([42, 998]);
+    expect(systemUsers('/etc/passwd', '/no/such/file').groups(user)).toEqual([42]);
     await fs.rm(directory, { recursive: true });
   });
 });

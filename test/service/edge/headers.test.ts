@@ -5,7 +5,7 @@ import {
   upgradeResponseHead,
 } from '../../../service/edge/headers';
 
-const plain = { upgrade: undefined, body: 'none', emptyBody: false } as const;
+const plain = { connection: 'close', body: 'none', emptyBody: false } as const;
 
 describe('requestHeaders', () => {
   it('keeps order, case and duplicates, and drops what belongs to the connection', () => {
@@ -65,9 +65,9 @@ describe('requestHeaders', () => {
       'Content-Length',
       '0',
     ]);
-    expect(requestHeaders(['Upgrade', 'websocket'], { ...plain, upgrade: 'websocket' })).toEqual([
-      ...['Connection', 'Upgrade', 'Upgrade', 'websocket'],
-    ]);
+    expect(
+      requestHeaders(['Upgrade', 'websocket'], { ...plain, connection: { upgrade: 'websocket' } }),
+    ).toEqual([...['Connection', 'Upgrade', 'Upgrade', 'websocket']]);
   });
 });
 

@@ -235,7 +235,7 @@ describe('the watch service', () => {
     // The parts that watching needs.
     const context = { state: initialState('user'), users } as AgentContext;
     const rpc = createRpc({ process: {}, filesystem: createWatchService(context, limits) });
-    const caller = await users.find('user');
+    const caller = users.find('user');
     server = http.createServer((request, response) => rpc(request, response, caller));
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
     const { port } = server.address() as net.AddressInfo;

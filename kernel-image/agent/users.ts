@@ -1,6 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { HttpError } from './http-error';
+import { readText } from './read-text';
 import { API_HOME } from './settings';
 
 /** A user of the sandbox, as far as files are concerned. */
@@ -49,21 +50,18 @@ function singleUser(home: string): Users {
   };
 }
 
-/**
- * Looks users up in a passwd file at each request: programs inside add and remove users. Synchronous: the file is small, and
- * each detour to the thread pool would cost more than reading it.
- */
+/** Looks users up in a passwd file at each request: programs inside add and remove users. */
 export function systemUsers(passwdFile: string, groupFile: string): Users {
   return {
     canChown: process.getuid?.() === 0,
     toDisk: (apiPath) => apiPath,
     groups: (user) => {
       // A system without the file has no further groups.
-      const text = fs.existsSync(groupFile) ? fs.readFileSync(groupFile, 'utf8') : '';
+      const text = fs.existsSync(groupFile) ? readText(groupFile) : '';
       return [...new Set([user.gid, ...parseGroups(text, user.name)])];
     },
     find: (name) => {
-      const user = parsePasswd(fs.readFileSync(passwdFile, 'utf8'), name);
+      const user = parsePasswd(readText(passwdFile), name);
       if (user === undefined) throw new HttpError(401, `user '${name}' does not exist in this sandbox`);
       return user;
     },

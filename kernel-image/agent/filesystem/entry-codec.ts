@@ -15,7 +15,7 @@ export function entryMessage(entry: FileEntry): EntryInfo {
   message.name = entry.name;
   message.type = entry.type;
   message.path = entry.path;
-  message.size = entry.size;
+  message.size = BigInt(entry.size);
   message.mode = entry.mode;
   message.permissions = entry.permissions;
   message.owner = entry.owner;
@@ -35,7 +35,7 @@ export function entryJson(entry: FileEntry): JsonObject {
   if (entry.name !== '') json['name'] = entry.name;
   if (entry.type !== FileType.UNSPECIFIED) json['type'] = typeName(entry.type);
   if (entry.path !== '') json['path'] = entry.path;
-  if (entry.size !== 0n) json['size'] = entry.size.toString();
+  if (entry.size !== 0) json['size'] = String(entry.size);
   if (entry.mode !== 0) json['mode'] = entry.mode;
   json['permissions'] = entry.permissions;
   if (entry.owner !== '') json['owner'] = entry.owner;
@@ -69,9 +69,21 @@ function timestamp(entry: FileEntry): Timestamp | undefined {
 
 /** With no decimals, or three, six or nine of them, as JSON of the protocol has it. */
 function timeText(entry: FileEntry): string {
-  const whole = new Date(tellableSeconds(entry) * 1000).toISOString().slice(0, -5);
+  const whole = wholeSeconds(tellableSeconds(entry));
   if (entry.modifiedNanos === 0) return `${whole}Z`;
   let decimals = String(entry.modifiedNanos).padStart(9, '0');
   while (decimals.endsWith('000')) decimals = decimals.slice(0, -3);
   return `${whole}.${decimals}Z`;
+}
+
+let lastSeconds = NaN;
+let lastText = '';
+
+/** Date and time without decimals. Files of one directory are often of one second. */
+function wholeSeconds(seconds: number): string {
+  if (seconds !== lastSeconds) {
+    lastSeconds = seconds;
+    lastText = new Date(seconds * 1000).toISOString().slice(0, -5);
+  }
+  return lastText;
 }

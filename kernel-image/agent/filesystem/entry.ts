@@ -24,7 +24,7 @@ export interface FileEntry {
   /** As the caller spells it. */
   path: string;
   /** In bytes. */
-  size: bigint;
+  size: number;
   /** The permission bits alone. */
   mode: number;
   /** The mode as text, with the kind of file. */

@@ -11,7 +11,7 @@ export interface FileState {
   uid: number;
   gid: number;
   /** In bytes. */
-  size: bigint;
+  size: number;
   /** Seconds since the epoch, negative before it. */
   modifiedSeconds: number;
   /** Nanoseconds in that second. */
@@ -23,6 +23,8 @@ const AT_SYMLINK_NOFOLLOW = 0x100;
 /** Mode, type, owner, group, time of change and size. */
 const WANTED = 0x0001 | 0x0002 | 0x0008 | 0x0010 | 0x0040 | 0x0200;
 const NS_PER_S = 1_000_000_000n;
+/** Of the upper half of a 64-bit number: big integers would be garbage, and 2^53 bytes are more than any file has. */
+const WORD = 2 ** 32;
 
 type Statx = (directory: number, path: DiskPath, flags: number, mask: number, into: Buffer) => number;
 
@@ -45,8 +47,8 @@ export function readFileState(place: DiskPath): FileState {
     mode: answer.readUInt16LE(28),
     uid: answer.readUInt32LE(20),
     gid: answer.readUInt32LE(24),
-    size: answer.readBigUInt64LE(40),
-    modifiedSeconds: Number(answer.readBigInt64LE(112)),
+    size: answer.readUInt32LE(44) * WORD + answer.readUInt32LE(40),
+    modifiedSeconds: answer.readInt32LE(116) * WORD + answer.readUInt32LE(112),
     modifiedNanos: answer.readUInt32LE(120),
   };
 }
@@ -71,7 +73,7 @@ function readByNode(place: DiskPath): FileState {
     mode: Number(mode),
     uid: Number(uid),
     gid: Number(gid),
-    size,
+    size: Number(size),
     modifiedSeconds: Number((mtimeNs - nanos) / NS_PER_S),
     modifiedNanos: Number(nanos),
   };

@@ -33,16 +33,19 @@ class Slices {
  *
  * A name that is not UTF-8 is told with U+FFFD in its place; everything else about its entry is right.
  *
+ * `tell` makes of each at once what is kept of it.
+ *
  * @throws ConnectError
  */
-export async function listDirectory(
+export async function listDirectory<T>(
   view: EntryView,
   apiRoot: string,
   diskRoot: string,
   depth: number,
-): Promise<FileEntry[]> {
+  tell: (entry: FileEntry) => T,
+): Promise<T[]> {
   await requireDirectory(apiRoot, diskRoot);
-  const entries: FileEntry[] = [];
+  const told: T[] = [];
   const slices = new Slices();
 
   const walk = async (apiPrefix: string, diskPath: DiskPath, level: number): Promise<void> => {
@@ -58,7 +61,7 @@ export async function listDirectory(
         if (errorCode(error) === 'ENOENT') continue;
         throw error;
       }
-      entries.push(entry);
+      told.push(tell(entry));
       if (level >= depth || entry.type !== FileType.DIRECTORY || entry.symlinkTarget !== undefined) continue;
       try {
         await walk(`${entry.path}/`, place, level + 1);
@@ -75,7 +78,7 @@ export async function listDirectory(
   } catch (error) {
     throw fileFailure(error, apiRoot);
   }
-  return entries;
+  return told;
 }
 
 const ASCII = /^[\0-\x7f]*$/;

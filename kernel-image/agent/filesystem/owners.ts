@@ -1,4 +1,5 @@
 import fs from 'node:fs';
+import { readText } from '../read-text';
 import type { SandboxUser, Users } from '../users';
 
 /** Names of users and groups by their numbers; a number without a name is told as a number. */
@@ -37,16 +38,6 @@ function namesIn(file: string): Names {
     return names;
   } catch {
     return NONE; // a machine without the file has numbers only
-  }
-}
-
-function readText(file: string): string {
-  // Non-blocking: a program inside may have put a FIFO in its place.
-  const fd = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
-  try {
-    return fs.readFileSync(fd, 'utf8');
-  } finally {
-    fs.closeSync(fd);
   }
 }
 

@@ -10,7 +10,7 @@ const entries: fc.Arbitrary<FileEntry> = fc.record({
   name: fc.string({ unit: 'grapheme' }),
   type: fc.constantFrom(FileType.UNSPECIFIED, FileType.FILE, FileType.DIRECTORY),
   path: fc.string({ unit: 'grapheme' }),
-  size: fc.bigInt({ min: 0n, max: (1n << 63n) - 1n }),
+  size: fc.maxSafeNat(),
   mode: fc.integer({ min: 0, max: 0o777 }),
   permissions: fc.string({ minLength: 1 }),
   owner: fc.string(),

@@ -27,7 +27,7 @@ describe('readFileState', () => {
         mode: Number(expected.mode),
         uid: Number(expected.uid),
         gid: Number(expected.gid),
-        size: expected.size,
+        size: Number(expected.size),
         modifiedSeconds: expect.any(Number) as number,
         modifiedNanos: expect.any(Number) as number,
       });

@@ -19,7 +19,7 @@ async function agent(handler: http.RequestListener): Promise<void> {
   });
 }
 
-const ask = async (options: http.RequestOptions = {}, body?: string): Promise<string> =>
+const ask = async (options: { path?: string; method?: string } = {}, body?: string): Promise<string> =>
   (await answerTo(fixture.request('isb', AGENT_PORT, options).end(body))).body.toString();
 
 /** Not by `once`, which an error before it would make fail. */

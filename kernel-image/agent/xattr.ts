@@ -50,7 +50,8 @@ function systemCalls(): Calls | null {
 }
 
 function declareCalls(): Calls {
-  const value = '_Out_ uint8_t *value, size_t size';
+  // Without a type of its own: converting one, even a null, takes as long as the call.
+  const value = 'void *value, size_t size';
   return {
     listPath: libcFunction(`int64_t listxattr(const char *path, ${value})`),
     getPath: libcFunction(`int64_t getxattr(const char *path, const char *name, ${value})`),

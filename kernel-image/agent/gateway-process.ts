@@ -3,11 +3,14 @@ import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { API_HOME, readGatewayPort, withoutPrivate } from './settings';
+import type { GatewayPlace } from './supervision';
 import { parsePasswd } from './users';
 
 const DEFAULT_PYTHON = '/opt/cellbox/venv/bin/python';
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
-/** What the gateway prints once it listens. */
+/** What the gateway prints first, if at all. */
+const TAKES_CONNECTIONS = /^cellbox gateway takes connections at (\/.*)$/;
+/** What it prints once it listens. */
 const LISTENING = /^cellbox gateway listening on \S+:(\d{1,5})$/;
 const MAX_LINE_CHARS = 4096;
 
@@ -62,8 +65,11 @@ export function readGatewayCommand(env: NodeJS.ProcessEnv): GatewayCommand {
   };
 }
 
-/** Starts the gateway in a process group of its own; `onPort` is told where it listens once it does. */
-export function spawnGateway(gateway: GatewayCommand, onPort: (port: number) => void): ChildProcess {
+/** Starts the gateway in a process group of its own; `onListening` is told where once it does. */
+export function spawnGateway(
+  gateway: GatewayCommand,
+  onListening: (place: GatewayPlace) => void,
+): ChildProcess {
   const child = spawn(gateway.command, gateway.args, {
     cwd: gateway.cwd,
     env: gateway.env,
@@ -72,13 +78,15 @@ export function spawnGateway(gateway: GatewayCommand, onPort: (port: number) => 
     ...(gateway.identity === undefined ? {} : { uid: gateway.identity.uid, gid: gateway.identity.gid }),
   });
   let line = '';
+  let connections: string | undefined;
   child.stdout?.setEncoding('utf8').on('data', (text: string) => {
     process.stdout.write(text);
     const lines = (line + text).split('\n');
     line = (lines.pop() ?? '').slice(0, MAX_LINE_CHARS);
     for (const complete of lines) {
+      connections = TAKES_CONNECTIONS.exec(complete.trimEnd())?.[1] ?? connections;
       const port = LISTENING.exec(complete.trimEnd())?.[1];
-      if (port !== undefined) onPort(Number(port));
+      if (port !== undefined) onListening({ port: Number(port), connections });
     }
   });
   return child;

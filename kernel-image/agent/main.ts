@@ -3,12 +3,13 @@ import { once } from 'node:events';
 import { AGENT_PORT, GATEWAY_PORT, INTERPRETER_PORT } from '../../protocol/routing';
 import { createApp } from './app';
 import type { AgentContext } from './app';
+import { handOver } from './hand-over';
 import { log, reason } from './log';
 import { createMeter } from './metrics';
 import { ProcessTable } from './process/process-table';
 import { readAgentSettings } from './settings';
 import { initialState } from './state';
-import type { ToAgent, ToSupervisor } from './supervision';
+import type { GatewayPlace, ToAgent, ToSupervisor } from './supervision';
 import { TunnelClient } from './tunnel';
 import type { DialTarget } from './tunnel';
 import { createUsers } from './users';
@@ -28,7 +29,9 @@ async function main(): Promise<void> {
   for (const name of Object.keys(process.env)) if (name.startsWith('CELLBOX_')) delete process.env[name];
   process.umask(0o022);
 
-  let gatewayPort = settings.gatewayPort === 0 ? undefined : settings.gatewayPort;
+  // Until the supervisor has told, and where there is none.
+  const fixedPort = settings.gatewayPort === 0 ? undefined : settings.gatewayPort;
+  let gateway: GatewayPlace | undefined;
   const context: AgentContext = {
     state: initialState(settings.defaultUser),
     users: createUsers(settings),
@@ -41,7 +44,7 @@ async function main(): Promise<void> {
     : undefined;
   process.on('message', (message: ToAgent) => {
     if (message.type === 'gateway') {
-      gatewayPort = message.port;
+      gateway = message.gateway;
       return;
     }
     context.state = message.state ?? context.state;
@@ -59,8 +62,11 @@ async function main(): Promise<void> {
   const app = createApp(context);
   const target = (port: number): DialTarget => {
     if (port === AGENT_PORT) return { accept: (stream) => app.emit('connection', stream) };
-    if (port === GATEWAY_PORT) return gatewayPort === undefined ? undefined : { port: gatewayPort };
-    return { port };
+    if (port !== GATEWAY_PORT) return { port };
+    const { port: real = fixedPort, connections } = gateway ?? {};
+    if (real === undefined) return undefined;
+    if (connections === undefined) return { port: real };
+    return { port: real, handOver: (stream) => handOver(stream, connections) };
   };
   const tunnel = new TunnelClient({
     endpoint: settings.tunnel,

@@ -10,11 +10,18 @@ export interface EndedProcess {
   tag?: string | undefined;
 }
 
+export interface GatewayPlace {
+  /** On loopback. */
+  port: number;
+  /** Where it takes connections that others have accepted. */
+  connections: string | undefined;
+}
+
 export type ToAgent =
   /** First message to every agent: of the one before it, if there was one, what `/init` said and what died with it. */
   | { type: 'restore'; state: AgentState | undefined; ended: readonly EndedProcess[] }
-  /** Where the gateway listens; `undefined` while it doesn't. */
-  | { type: 'gateway'; port: number | undefined };
+  /** Where the gateway is reached; `undefined` while it isn't. */
+  | { type: 'gateway'; gateway: GatewayPlace | undefined };
 
 export type ToSupervisor =
   | { type: 'state'; state: AgentState }

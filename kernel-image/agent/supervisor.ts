@@ -7,7 +7,7 @@ import { log, reason } from './log';
 import { endOrphans } from './orphans';
 import { readAgentSettings } from './settings';
 import type { AgentState } from './state';
-import type { EndedProcess, ToAgent, ToSupervisor } from './supervision';
+import type { EndedProcess, GatewayPlace, ToAgent, ToSupervisor } from './supervision';
 
 /**
  * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once, starts either again when
@@ -19,13 +19,13 @@ const DEFAULT_GRACE_MS = 60_000;
 
 function main(): void {
   const env = { ...process.env };
-  const { gatewayPort: fixedPort } = readAgentSettings(env);
+  readAgentSettings(env); // a mistake shows here, and not at each start of the agent
   const gatewayCommand = readGatewayCommand(env);
   const agentEnv = { ...env };
   delete agentEnv['CELLBOX_GATEWAY_TOKEN'];
 
   let state: AgentState | undefined;
-  let gatewayPort: number | undefined;
+  let gatewayPlace: GatewayPlace | undefined;
   const deadMan = new DeadMan(
     readMs(env, 'CELLBOX_DEADMAN_GRACE_MS') ?? DEFAULT_GRACE_MS,
     readMs(env, 'CELLBOX_DEADLINE_AT'),
@@ -89,7 +89,7 @@ function main(): void {
       const first: ToAgent = { type: 'restore', state, ended };
       // Failures show as the agent's end, which starts the next one.
       child.send(first, () => {});
-      if (fixedPort === 0) child.send({ type: 'gateway', port: gatewayPort } satisfies ToAgent, () => {});
+      child.send({ type: 'gateway', gateway: gatewayPlace } satisfies ToAgent, () => {});
       return child;
     },
     onAgentGone,
@@ -97,15 +97,13 @@ function main(): void {
   const gateway = new Child(
     'gateway',
     () =>
-      spawnGateway(gatewayCommand, (port) => {
-        if (fixedPort !== 0) return;
-        gatewayPort = port;
-        tellAgent({ type: 'gateway', port });
+      spawnGateway(gatewayCommand, (place) => {
+        gatewayPlace = place;
+        tellAgent({ type: 'gateway', gateway: place });
       }),
     () => {
-      if (fixedPort !== 0) return;
-      gatewayPort = undefined;
-      tellAgent({ type: 'gateway', port: undefined });
+      gatewayPlace = undefined;
+      tellAgent({ type: 'gateway', gateway: undefined });
     },
   );
 

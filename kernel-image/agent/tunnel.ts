@@ -13,8 +13,14 @@ const DEFAULT_IDLE = 4;
 /** Where the service listens: a Unix socket, or TCP where Unix sockets can't cross. */
 export type TunnelEndpoint = { path: string } | { host: string; port: number };
 
-/** What a dialled port is: a stream that we answer ourselves, or a port of this machine's loopback. */
-export type DialTarget = { accept: (stream: net.Socket) => void } | { port: number } | undefined;
+/**
+ * What a dialled port is: a stream that we answer ourselves, or a port of this machine's loopback. Whoever listens there may
+ * take the stream itself: `handOver` tells whether it has.
+ */
+export type DialTarget =
+  | { accept: (stream: net.Socket) => void }
+  | { port: number; handOver?: (stream: net.Socket) => boolean }
+  | undefined;
 
 export interface TunnelClientOptions {
   endpoint: TunnelEndpoint;
@@ -142,6 +148,11 @@ export class TunnelClient {
     if ('accept' in target) {
       reply(connection, { type: 'ok' });
       target.accept(connection);
+      return;
+    }
+    if (target.handOver?.(connection) === true) {
+      // The first bytes come after this reply, and are no longer ours.
+      connection.write(formatReply({ type: 'ok' }), () => connection.destroy());
       return;
     }
     let stream: net.Socket;

@@ -4,7 +4,6 @@ import { judge } from './faults';
 import type { Observed } from './faults';
 import { api, lines } from './http';
 import { now } from './log';
-import type { Log } from './log';
 import { until, within } from './world';
 import type { Running, World } from './world';
 
@@ -220,7 +219,7 @@ export async function check(world: World, asked: Asked, outcome: Outcome): Promi
     );
   }
   if (ending?.type !== 'end_of_execution') return;
-  const gaps = gapsOf(log, asked, events);
+  const gaps = gapsOf(events);
   const wrong = wrongFields(cell, ending, causes.length === 0) ?? checkOutput(asked, end, stdout, gaps);
   if (gaps > 0 && checkOutput(asked, end, stdout, 0) !== undefined)
     log.count('executions that lost output on its way');
@@ -228,14 +227,9 @@ export async function check(world: World, asked: Asked, outcome: Outcome): Promi
   await checkRecord(world, asked, outcome, name);
 }
 
-/**
- * Where lines may be missing: what was on its way to a service that was killed, or in an agent that was, is lost, once
- * for each time.
- */
-function gapsOf(log: Log, asked: Asked, events: readonly OutputLine[]): number {
-  const { sandboxId } = asked.running;
-  const agents = log.touching({ sandboxId }, asked.sentAt).filter(({ kind }) => kind === 'agent');
-  return agents.length + events.filter(({ type }) => type === 'reattached').length;
+/** Where lines may be missing: what was on its way to a service that was killed is lost, once for each time. */
+function gapsOf(events: readonly OutputLine[]): number {
+  return events.filter(({ type }) => type === 'reattached').length;
 }
 
 function checkOutput(

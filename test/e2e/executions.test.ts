@@ -24,6 +24,20 @@ const OBEDIENT = {
   'reads what nobody writes': 'import os; r, w = os.pipe(); os.read(r, 1)',
 };
 
+/** In Python: `signal_agent(name)` sends a signal to the sandbox's agent, which is root's in a container. */
+const SIGNAL_AGENT = `
+import os, subprocess
+def signal_agent(name):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline") as file: words = file.read().split("\\0")
+        except OSError: continue
+        if len(words) > 1 and words[1].endswith("/agent/agent.js"):
+            sudo = ["sudo"] if os.stat(f"/proc/{pid}").st_uid != os.getuid() else []
+            return subprocess.run([*sudo, "kill", f"-{name}", pid]).returncode
+    return "there is no agent"
+`;
+
 for (const { runtime, skip } of runtimesUnderTest()) {
   (skip === undefined ? describe : describe.skip)(`executions on the ${runtime} runtime`, () => {
     let service: StartedService;
@@ -201,6 +215,25 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       expect(rest.at(-1)).toMatchObject({ termination: 'ok' });
       const whole = await client.api('GET', `${base()}/${id}/output/stdout`);
       expect(await whole.text()).toBe(Array.from({ length: 20 }, (_, index) => `${index}\n`).join(''));
+    }, 60_000);
+
+    it('go on without the agent, while it stands still and when it is killed', async () => {
+      // Its bytes would wait in an agent that stands still, and be lost with one that dies.
+      await run(SIGNAL_AGENT);
+      expect(await run('print(signal_agent("STOP"))')).toMatchObject([
+        {},
+        { text: '0\n' },
+        { termination: 'ok' },
+      ]);
+      expect((await run('6*7'))[1]).toMatchObject({ type: 'result', text: '42' });
+      await run('signal_agent("CONT")');
+      const events = await run(
+        'for i in range(2000):\n  if i == 1000: signal_agent("KILL")\n  print(i, flush=True)',
+      );
+      expect(events.at(-1)).toMatchObject({ termination: 'ok' });
+      expect(events.map(({ text }) => text ?? '').join('')).toBe(
+        Array.from({ length: 2000 }, (_, index) => `${index}\n`).join(''),
+      );
     }, 60_000);
 
     it('keep what a thread prints after the end', async () => {

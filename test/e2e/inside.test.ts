@@ -115,7 +115,6 @@ print(sorted(name for _, name in socket.if_nameindex()))`;
 
     it('keeps kernels and variables when the agent is killed', async () => {
       await client.run(sandboxId, 'kept = 41');
-      // The kernel's channel runs through the agent: this cell may be told that it was lost, but it ends in order.
       const lines = await client.run(sandboxId, 'import os; os.system("sudo pkill -9 -f agent/agent.js")');
       expect(lines.at(-1)).toMatchObject({ type: 'end_of_execution' });
       await recovered();

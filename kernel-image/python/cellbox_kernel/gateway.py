@@ -1,7 +1,8 @@
 """`python -m cellbox_kernel.gateway`: the sandbox's Jupyter kernel gateway.
 
-Reads `CELLBOX_GATEWAY_PORT` (0: any free port) and `CELLBOX_GATEWAY_TOKEN`, listens on 127.0.0.1 only, prints one
-line `cellbox gateway listening on 127.0.0.1:<port>` and runs until SIGTERM, SIGINT or the death of its parent. All
+Reads `CELLBOX_GATEWAY_PORT` (0: any free port) and `CELLBOX_GATEWAY_TOKEN`, listens on 127.0.0.1 only, prints two
+lines, `cellbox gateway takes connections at <path>` (see `handed_over`; absent where that is not possible) and
+`cellbox gateway listening on 127.0.0.1:<port>`, and runs until SIGTERM, SIGINT or the death of its parent. All
 kernels end with it. `CELLBOX_ZYGOTE_IMPORTS`, modules separated by commas, replaces what Python kernels find imported.
 """
 

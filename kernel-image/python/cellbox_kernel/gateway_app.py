@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -15,9 +16,11 @@ from typing import Any
 from jupyter_core.application import JupyterApp
 from kernel_gateway.gatewayapp import KernelGatewayApp
 from tornado import httpserver, ioloop, netutil
+from tornado.iostream import IOStream
 from traitlets.config import Config
 
 from .connection import CellboxWebsocketConnection
+from .handed_over import HandedOver
 from .kernel_managers import CellboxKernelSpecManager, CellboxMappingKernelManager
 from .zygote_client import ZygoteClient
 
@@ -36,6 +39,7 @@ class CellboxGateway(KernelGatewayApp):
 
     name = "cellbox-gateway"
     zygote: ZygoteClient
+    _handed_over: HandedOver | None = None
 
     def migrate_config(self) -> None:
         """Nothing in the sandbox's home configures the gateway."""
@@ -63,12 +67,27 @@ class CellboxGateway(KernelGatewayApp):
 
     def start_app(self) -> None:
         JupyterApp.start(self)
+        self._take_connections()
         self.kernel_manager.zygote = self.zygote
         self.io_loop.add_callback(self.zygote.watch, LATE_START_SECONDS)
         self._parent_watch = ioloop.PeriodicCallback(self._stop_without_parent, PARENT_POLL_MS)
         self._parent_pid = os.getppid()
         self._parent_watch.start()
         print(f"cellbox gateway listening on {HOST}:{self.port}", flush=True)
+
+    def _take_connections(self) -> None:
+        """Serves what the agent gives away, beside what connects to the port; says where, before saying the port."""
+        try:
+            self._handed_over = HandedOver(os.path.join(self.runtime_dir, "connections"), self._serve)
+        except OSError as error:
+            self.log.warning("Connections are not taken over: %s", error)  # the agent passes bytes on then
+            return
+        self.io_loop.add_callback(self._handed_over.start)
+        print(f"cellbox gateway takes connections at {self._handed_over.path}", flush=True)
+
+    def _serve(self, connection: socket.socket) -> None:
+        stream = IOStream(connection, max_buffer_size=MAX_MESSAGE_BYTES)
+        self.http_server.handle_stream(stream, connection.getpeername())
 
     def _stop_without_parent(self) -> None:
         if os.getppid() != self._parent_pid:
@@ -79,6 +98,8 @@ class CellboxGateway(KernelGatewayApp):
         deadline = threading.Timer(STOP_DEADLINE_SECONDS, os._exit, [1])
         deadline.daemon = True
         deadline.start()
+        if self._handed_over is not None:
+            self._handed_over.close()
         super().stop(from_signal)
 
     def _signal_stop(self, sig: int, frame: Any) -> None:

@@ -99,6 +99,9 @@ class Gateway:
             text=True,
         )
         line = self.process.stdout.readline()
+        assert line.startswith("cellbox gateway takes connections at "), line
+        self.connections = line.split(" at ", 1)[1].strip()
+        line = self.process.stdout.readline()
         assert line.startswith("cellbox gateway listening on 127.0.0.1:"), line
         self.port = int(line.rsplit(":", 1)[1])
 

@@ -23,6 +23,8 @@ class HandedOver:
         self.path = path
         self._on_connection = on_connection
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Those that are being received; asyncio itself would let them be collected.
+        self._receiving: set[asyncio.Task[None]] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
         self._listener.bind(path)
@@ -35,6 +37,8 @@ class HandedOver:
     def close(self) -> None:
         if self._loop is not None and self._listener.fileno() != -1:
             self._loop.remove_reader(self._listener)
+        for task in self._receiving:
+            task.cancel()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -42,7 +46,9 @@ class HandedOver:
             channel, _ = self._listener.accept()
         except OSError:
             return  # it is gone again
-        asyncio.ensure_future(self._receive(channel))
+        task = asyncio.ensure_future(self._receive(channel))
+        self._receiving.add(task)
+        task.add_done_callback(self._receiving.discard)
 
     async def _receive(self, channel: socket.socket) -> None:
         assert self._loop is not None

@@ -32,6 +32,10 @@ OFFLINE_BUFFER_BYTES = 32 * 1024 * 1024
 # Messages that ZeroMQ takes from a kernel ahead of us, of at most 1 MiB each as far as streams go.
 RECEIVE_QUEUE_MESSAGES = 32
 
+# We connect to a kernel before it listens. ZeroMQ's own pause is 100 ms each time; ours begins with this and doubles.
+FIRST_RECONNECT_MS = 8
+LAST_RECONNECT_MS = 100
+
 
 class CellboxKernelSpecManager(KernelSpecManager):
     """Finds kernelspecs; `python3` is always ours, whatever a `pip install` in the sandbox wrote over it."""
@@ -149,6 +153,8 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
     def _context_default(self) -> zmq.Context[Any]:
         context = super()._context_default()
         context.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_MESSAGES)
+        context.setsockopt(zmq.RECONNECT_IVL, FIRST_RECONNECT_MS)
+        context.setsockopt(zmq.RECONNECT_IVL_MAX, LAST_RECONNECT_MS)
         return context
 
     async def start_kernel(self, *args: Any, **kwargs: Any) -> str:

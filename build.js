@@ -27,7 +27,10 @@ const COMMON = {
   target: 'node20',
   format: 'cjs',
   logLevel: 'error',
+  metafile: true,
 };
+/** Which files `dist/` was made of, and as what: size and time of change of each. */
+const INPUTS = path.join(root, 'dist', 'inputs.json');
 /** Packages with binaries, which no bundle can hold: shipped beside it, for this kind of machine. */
 const NATIVE = [
   'koffi',
@@ -43,7 +46,8 @@ async function build() {
   const { build: bundle } = require('esbuild');
   const present = (entries) =>
     Object.fromEntries(Object.entries(entries).filter(([, file]) => fs.existsSync(path.join(root, file))));
-  await Promise.all([
+  fs.rmSync(INPUTS, { force: true });
+  const made = await Promise.all([
     bundle({
       ...COMMON,
       outdir: 'dist',
@@ -53,12 +57,30 @@ async function build() {
     }),
     buildAgent(path.join(root, 'dist', 'agent')),
   ]);
+  const native = NATIVE.map((name) => `node_modules/${name}/package.json`);
+  const files = [...made.flatMap(({ metafile }) => Object.keys(metafile.inputs)), ...native, 'build.js'];
+  fs.writeFileSync(INPUTS, JSON.stringify(Object.fromEntries(files.map((file) => [file, stateOf(file)]))));
+}
+
+/** Whether `dist/` is what `build` would make of the sources as they are: most starts find it so. */
+function isBuilt() {
+  try {
+    const inputs = JSON.parse(fs.readFileSync(INPUTS, 'utf8'));
+    return Object.entries(inputs).every(([file, state]) => stateOf(file) === state);
+  } catch {
+    return false; // never built, or a file is gone
+  }
+}
+
+function stateOf(file) {
+  const { size, mtimeMs } = fs.statSync(path.join(root, file));
+  return `${size} ${mtimeMs}`;
 }
 
 /** Makes the folder that is shipped into sandboxes: `agent.js`, `supervisor.js` and the native packages. */
 async function buildAgent(outdir) {
   const { build: bundle } = require('esbuild');
-  await bundle({
+  const made = await bundle({
     ...COMMON,
     outdir,
     entryPoints: AGENT,
@@ -70,6 +92,7 @@ async function buildAgent(outdir) {
     const from = path.join(root, 'node_modules', name);
     await copyMatching(from, path.join(outdir, 'node_modules', name));
   }
+  return made;
 }
 
 async function copyMatching(from, to) {
@@ -86,7 +109,7 @@ async function copyMatching(from, to) {
   }
 }
 
-module.exports = { build, buildAgent };
+module.exports = { build, buildAgent, isBuilt };
 
 if (require.main === module) {
   build().catch((error) => {

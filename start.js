@@ -1,10 +1,11 @@
 #!/usr/bin/env node
 'use strict';
 
-/** `npm start`: installs what is missing, bundles, and runs the service in this process. */
+/** `npm start`: installs what is missing, bundles what has changed, and runs the service in this process. */
 const { spawnSync } = require('node:child_process');
 const path = require('node:path');
 const v8 = require('node:v8');
+const { isBuilt } = require('./build.js');
 const { installPackages } = require('./install.js');
 
 // Passing on a large file must not grow the service: V8 looks through what is new each megabyte instead of each sixteen, and
@@ -17,7 +18,9 @@ v8.setFlagsFromString('--heap-growing-percent=150');
 
 installPackages({ full: false });
 // In a process of its own: here the bundler would stay in memory, and its helper process beside it.
-const build = spawnSync(process.execPath, [path.join(__dirname, 'build.js')], { stdio: 'inherit' });
+const build = isBuilt()
+  ? { status: 0 }
+  : spawnSync(process.execPath, [path.join(__dirname, 'build.js')], { stdio: 'inherit' });
 if (build.status === 0) {
   require('./dist/main.js')
     .main(process.argv.slice(2))

@@ -203,7 +203,7 @@ export const SETTINGS = {
   ),
   kernelTimeoutMs: setting(
     'CELLBOX_KERNEL_TIMEOUT_MS',
-    integer(1_000, 600_000).default(60_000),
+    integer(1_000, 600_000).default(180_000),
     'How long a kernel may take to start',
   ),
   executionTimeoutMs: setting(

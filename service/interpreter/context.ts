@@ -16,6 +16,8 @@ import { needsNewProcess } from './start-environment';
 const GATEWAY_RETRY_MS = 100;
 /** How often in a row a kernel may end before it answered, until we stop trying for this caller. */
 const MAX_STARTS = 3;
+/** Ends of a kernel after which there is, or can be, another one. */
+const REPLACED: ReadonlySet<KernelEnd> = new Set(['restarting', 'dead', 'forgotten']);
 
 export interface ContextOptions {
   id: string;
@@ -234,7 +236,7 @@ export class Context implements ExecutionHost {
         if (attempt === MAX_STARTS)
           throw new ServiceError('unavailable', 'The kernel was replaced meanwhile');
       } catch (error) {
-        const again = client.end === 'restarting' || client.end === 'dead';
+        const again = client.end !== undefined && REPLACED.has(client.end);
         client.close();
         if (!again || attempt === MAX_STARTS) throw error;
       }
@@ -380,13 +382,13 @@ export class Context implements ExecutionHost {
 
   private onKernelEnd(client: KernelClient, end: KernelEnd): void {
     if (client !== this.client) return;
-    if (end === 'dead') this.kernelId = undefined;
+    if (end === 'dead' || end === 'forgotten') this.kernelId = undefined;
     if (end === 'restarting') this.renewed();
     if (this.ready !== client) return; // `start` is at work and sees it
     this.ready = undefined;
     this.connecting = undefined;
-    if (end === 'restarting' && !this.isRemoved) {
-      // The next execution should find it up already.
+    if (!this.isRemoved && end !== 'dead' && end !== 'closed') {
+      // The next execution should find it up already, and a later service the context, which it knows by its kernel.
       this.connect().catch((error: unknown) =>
         this.logger.warn({ err: error }, 'a kernel did not come back'),
       );

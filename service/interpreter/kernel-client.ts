@@ -24,9 +24,10 @@ const ASK_BUSY_AGAIN_MS = 60_000;
 
 /**
  * Why a client is of no more use. `restarting`: the gateway starts the kernel anew after it died; `dead`: the kernel
- * is gone for good; `lost`: it can't be reached; `closed`: we did it.
+ * is gone for good; `forgotten`: with its gateway, and the new one knows nothing of it; `lost`: it can't be reached;
+ * `closed`: we did it.
  */
-export type KernelEnd = 'restarting' | 'dead' | 'lost' | 'closed';
+export type KernelEnd = 'restarting' | 'dead' | 'forgotten' | 'lost' | 'closed';
 
 /** For how many requests of the past a client knows whom their late messages are for. */
 const MAX_PAST_REQUESTS = 256;
@@ -369,7 +370,7 @@ export class KernelClient {
   private onDown(status: number | undefined): void {
     if (this.end !== undefined) return;
     if (status === 404) {
-      this.finish('dead'); // the gateway was started anew and knows nothing of this kernel
+      this.finish('forgotten');
       return;
     }
     this.state = 'connecting';
@@ -407,6 +408,7 @@ export class KernelClient {
     const messages: Record<KernelEnd, string> = {
       restarting: 'The kernel died and is being restarted',
       dead: 'The kernel died',
+      forgotten: 'The kernel died with its gateway',
       lost: 'The kernel did not answer in time',
       closed: 'The context was closed',
     };

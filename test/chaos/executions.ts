@@ -79,11 +79,14 @@ export async function findByCode(
   events: OutputLine[] = [],
 ): Promise<Outcome | undefined> {
   const { sandboxId, cell } = asked.running;
-  await world.service.whenUp();
-  const response = await api(world, 'GET', `/v1/sandboxes/${sandboxId}/executions?limit=50`).catch(
-    () => undefined, // killed once more: there is nothing to be found
-  );
-  if (response === undefined) return undefined;
+  let response: Response | undefined;
+  while (response === undefined) {
+    await world.service.whenUp();
+    response = await api(world, 'GET', `/v1/sandboxes/${sandboxId}/executions?limit=50`).catch(
+      () => undefined, // killed once more: asked again when it is up
+    );
+    if (response === undefined) await until(200, () => undefined, 200);
+  }
   if (response.status === 404) return { ...refused(404, await response.text()), end: 'gone' };
   const { items = [] } = (await response.json()) as {
     items?: Array<{ execution_id: string; code_first_line: string }>;

@@ -137,6 +137,13 @@ describe('contexts of the caller', () => {
     expect(await fixture.run({ code: '1+1', context_id: id })).toEqual([count(1), main('2'), END]);
   });
 
+  it('have a kernel again after their gateway was killed, so that a later service finds them', async () => {
+    const { id } = await create({});
+    await fixture.run({ code: 'x', context_id: id });
+    fixture.gateway.crash();
+    await fixture.gateway.until(() => fixture.gateway.kernelOf(id));
+  });
+
   it('end their kernel when removed, and are unknown then', async () => {
     const { id } = await create({});
     expect((await fixture.request('DELETE', `/contexts/${id}`)).status).toBe(200);

@@ -5,6 +5,7 @@ import net from 'node:net';
 import path from 'node:path';
 import { AGENT_PORT, GATEWAY_PORT, INTERPRETER_PORT } from '../../protocol/routing';
 import { parseEndpoint, TunnelClient } from '../../kernel-image/agent/tunnel';
+import { freePort } from '../../bench/child';
 import { eventually, Machine, readAll, TUNNEL_TOKEN } from './agent-fixture';
 
 describe('the tunnel, both ends', () => {
@@ -126,7 +127,8 @@ describe('the tunnel, both ends', () => {
   it('reaches servers that listen on IPv6 loopback only', async () => {
     await machine.start('agent');
     const six = net.createServer((stream) => stream.end('six'));
-    six.listen(0, '::1');
+    // Not just any: a program beside us may listen on the same port of IPv4, which comes first.
+    six.listen(await freePort(), '::1');
     try {
       await once(six, 'listening');
     } catch {

@@ -11,12 +11,20 @@ const path = require('node:path');
 const { installPackages } = require('../install.js');
 
 const root = path.join(__dirname, '..');
+/** A failed test that leaves something open keeps its runner from ending. */
+const STEP_DEADLINE_MS = 25 * 60_000;
 const totals = { passed: 0, failed: 0, skipped: 0 };
 
 function step(name, command, args, { env = {}, count } = {}) {
   const started = Date.now();
   console.log(`\n=== ${name}`);
-  const done = spawnSync(command, args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...env } });
+  const done = spawnSync(command, args, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...env },
+    timeout: STEP_DEADLINE_MS,
+    killSignal: 'SIGKILL',
+  });
   const ok = done.status === 0;
   const counted = count?.();
   if (counted) {

@@ -96,8 +96,8 @@ export function createApp(context: AgentContext): http.Server {
 }
 
 /**
- * Waits for the rest of a request that is refused, for a while. The service asks once per connection, so the
- * connection closes with the answer; closed with bytes unread, it resets and takes the answer with it.
+ * Waits for the rest of a request that is refused, for a while. The service closes a connection whose request it does
+ * not finish; closed with bytes unread, it resets and takes the answer with it.
  */
 async function readAway(request: IncomingMessage): Promise<void> {
   if (request.complete || request.destroyed) return;

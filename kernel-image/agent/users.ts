@@ -1,4 +1,3 @@
-import fs from 'node:fs';
 import path from 'node:path';
 import { HttpError } from './http-error';
 import { readText } from './read-text';
@@ -56,9 +55,7 @@ export function systemUsers(passwdFile: string, groupFile: string): Users {
     canChown: process.getuid?.() === 0,
     toDisk: (apiPath) => apiPath,
     groups: (user) => {
-      // A system without the file has no further groups.
-      const text = fs.existsSync(groupFile) ? readText(groupFile) : '';
-      return [...new Set([user.gid, ...parseGroups(text, user.name)])];
+      return [...new Set([user.gid, ...parseGroups(textOrNone(groupFile), user.name)])];
     },
     find: (name) => {
       const user = parsePasswd(readText(passwdFile), name);
@@ -66,6 +63,15 @@ export function systemUsers(passwdFile: string, groupFile: string): Users {
       return user;
     },
   };
+}
+
+/** A system without the file has no further groups. */
+function textOrNone(file: string): string {
+  try {
+    return readText(file);
+  } catch {
+    return '';
+  }
 }
 
 export function parsePasswd(text: string, name: string): SandboxUser | undefined {

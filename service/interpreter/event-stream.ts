@@ -105,6 +105,7 @@ export class EventStream {
   private finish(): void {
     this.over = true;
     clearTimeout(this.holding); // the end of an answer sends all of it
+    this.holding = undefined;
     clearInterval(this.quiet);
   }
 }

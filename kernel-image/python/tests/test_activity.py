@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from gateway_client import DEADLINE_SECONDS, Gateway, Kernel
@@ -24,6 +25,15 @@ def wait_for_state(gateway: Gateway, kernel: Kernel, state: str) -> None:
         time.sleep(0.01)
 
 
+def run_until(gateway: Gateway, kernel: Kernel, file: Path) -> None:
+    """A cell that lasts until the file is there, which is once it is known to run."""
+    msg_id = kernel.send_code(WAIT.format(str(file)))
+    wait_for_state(gateway, kernel, "busy")
+    file.touch()
+    kernel.collect(msg_id)
+    assert state_of(gateway, kernel) == "idle"
+
+
 @pytest.fixture
 def kernel(gateway):
     kernel = gateway.start_kernel(name="python")
@@ -34,11 +44,7 @@ def kernel(gateway):
 
 def test_a_connected_kernel_is_busy_during_a_cell_and_idle_after_it(gateway, kernel, tmp_path):
     for name in ("one", "two"):
-        msg_id = kernel.send_code(WAIT.format(str(tmp_path / name)))
-        wait_for_state(gateway, kernel, "busy")
-        (tmp_path / name).touch()
-        kernel.collect(msg_id)
-        assert state_of(gateway, kernel) == "idle"
+        run_until(gateway, kernel, tmp_path / name)
 
 
 def test_its_state_is_known_while_its_client_is_away_and_after_another_has_come(gateway, kernel, tmp_path):
@@ -49,11 +55,7 @@ def test_its_state_is_known_while_its_client_is_away_and_after_another_has_come(
     wait_for_state(gateway, kernel, "idle")
     other = Kernel(gateway, kernel.id)  # and dropped for another one
     assert other.run("2").text == "2"
-    msg_id = other.send_code(WAIT.format(str(tmp_path / "again")))
-    wait_for_state(gateway, kernel, "busy")
-    (tmp_path / "again").touch()
-    other.collect(msg_id)
-    assert state_of(gateway, kernel) == "idle"
+    run_until(gateway, other, tmp_path / "again")
     other.socket.shutdown()
 
 
@@ -61,11 +63,7 @@ def test_one_of_two_clients_that_leaves_takes_nothing_along(gateway, kernel, tmp
     other = Kernel(gateway, kernel.id)
     assert other.run("2").text == "2"
     kernel.socket.shutdown()
-    msg_id = other.send_code(WAIT.format(str(tmp_path / "done")))
-    wait_for_state(gateway, kernel, "busy")
-    (tmp_path / "done").touch()
-    other.collect(msg_id)
-    assert state_of(gateway, kernel) == "idle"
+    run_until(gateway, other, tmp_path / "done")
     other.socket.shutdown()
 
 

@@ -7,9 +7,8 @@ const path = require('node:path');
 
 const root = path.join(__dirname, '..');
 const state = JSON.parse(fs.readFileSync(path.join(root, '.cellbox', 'test', 'prepared.json'), 'utf8'));
-const run = (args) =>
-  spawnSync(state.python, args, { cwd: path.join(root, 'kernel-image', 'python'), stdio: 'inherit' })
-    .status ?? 1;
+const run = (args, stdio = 'inherit') =>
+  spawnSync(state.python, args, { cwd: path.join(root, 'kernel-image', 'python'), stdio }).status ?? 1;
 
-if (run(['-c', 'import pytest']) !== 0) run(['-m', 'pip', 'install', '--quiet', 'pytest']);
+if (run(['-c', 'import pytest'], 'ignore') !== 0) run(['-m', 'pip', 'install', '--quiet', 'pytest']);
 process.exitCode = run(['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests']);

@@ -8,12 +8,16 @@ const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
+const { stripVTControlCharacters } = require('node:util');
 const { installPackages } = require('../install.js');
 
 const root = path.join(__dirname, '..');
 /** A failed test that leaves something open keeps its runner from ending. */
 const STEP_DEADLINE_MS = 25 * 60_000;
+/** Of a failure's message, what is said again at the end; all of it stands where it happened. */
+const REPEATED_LINES = 15;
 const totals = { passed: 0, failed: 0, skipped: 0 };
+const failures = [];
 
 function step(name, command, args, { env = {}, count } = {}) {
   const started = Date.now();
@@ -33,6 +37,7 @@ function step(name, command, args, { env = {}, count } = {}) {
   } else {
     totals[ok ? 'passed' : 'failed'] += 1;
   }
+  if (!ok) failures.push(...(counted?.failures.length ? counted.failures : [name]));
   console.log(
     `=== ${name}: ${ok ? 'ok' : `failed (exit ${done.status ?? done.signal})`} in ${((Date.now() - started) / 1000).toFixed(0)} s`,
   );
@@ -59,8 +64,21 @@ function jest(project, scratch, extra = []) {
         passed: result.numPassedTests,
         failed: result.numFailedTests + result.numRuntimeErrorTestSuites,
         skipped: result.numPendingTests,
+        failures: jestFailures(result),
       };
     },
+  });
+}
+
+/** Each failed test, or suite that could not run, by its name and the head of what it said. */
+function jestFailures(report) {
+  const described = (name, message) =>
+    `${name}\n${stripVTControlCharacters(message).trim().split('\n').slice(0, REPEATED_LINES).join('\n')}`;
+  return report.testResults.flatMap(({ name, message, status, assertionResults }) => {
+    const file = path.relative(root, name);
+    const failed = assertionResults.filter((result) => result.status === 'failed');
+    if (failed.length === 0) return status === 'failed' ? [described(file, message)] : [];
+    return failed.map((test) => described(`${file}: ${test.fullName}`, test.failureMessages.join('\n')));
   });
 }
 
@@ -90,6 +108,8 @@ async function main() {
   } finally {
     fs.rmSync(scratch, { recursive: true, force: true });
   }
+  // The end of a long output is what is read first.
+  for (const failure of failures) console.log(`\nFAILED ${failure}`);
   console.log(`\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
   process.exitCode = totals.failed === 0 ? 0 : 1;
 }

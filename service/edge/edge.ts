@@ -338,9 +338,15 @@ export class Edge {
     signal: AbortSignal,
   ): Promise<Socket | AgentConnection> {
     if (port !== AGENT_PORT) return dialPatiently(instance, port, signal);
-    return (
-      this.agents.take(instance) ?? this.agents.adopt(instance, await dialPatiently(instance, port, signal))
+    const idle = this.agents.take(instance);
+    if (idle !== undefined) return idle;
+    const socket = await dialPatiently(instance, port, signal);
+    // After a pause an idle one may be too old for the agent, which closes it while it gets the next request.
+    socket.once(
+      'close',
+      this.track(instance.id, () => socket.destroy()),
     );
+    return this.agents.adopt(instance, socket);
   }
 
   private onStreamRequest(req: IncomingMessage, res: ServerResponse): void {

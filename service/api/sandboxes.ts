@@ -406,5 +406,6 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
     domain,
     network: { allowPublicTraffic: sandbox.allowPublicTraffic },
     lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
+    ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };
 }

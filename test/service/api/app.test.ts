@@ -401,7 +401,10 @@ describe('control plane', () => {
       }
       expect((await post('/sandboxes/ID/pause', {})).body).toMatchObject({ code: 409 });
       expect((await post('/sandboxes/ID/timeout', { timeout: 5 })).status).toBe(404);
-      expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({ state: 'paused' });
+      expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({
+        state: 'paused',
+        pauseMode: 'full',
+      });
       const resumed = await post('/v2/sandboxes/ID/connect', {});
       expect([resumed.status, resumed.body]).toEqual([
         201,

@@ -560,7 +560,7 @@ export class Sandboxes {
     const { autoResume, timeoutSeconds } = entry.sandbox;
     if (!autoResume) throw gone(id);
     const seconds = Math.min(Math.max(timeoutSeconds, MIN_WOKEN_SECONDS), this.options.maxTimeoutSeconds);
-    await soon(outsideScope(() => this.resumeEntry(entry, seconds)));
+    await soon(this.resumeEntry(entry, seconds));
   }
 
   /** Of one that is paused. */

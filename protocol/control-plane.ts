@@ -110,6 +110,8 @@ export const SandboxDetail = ListedSandbox.extend({
   domain: z.string(),
   network: z.object({ allowPublicTraffic: z.boolean() }),
   lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
+  /** What a paused one has kept: all. */
+  pauseMode: z.literal('full').optional(),
 });
 export type SandboxDetail = z.infer<typeof SandboxDetail>;
 

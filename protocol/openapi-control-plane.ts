@@ -156,7 +156,7 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     method: 'post',
     path: '/sandboxes/{sandboxID}/pause',
     tag: 'Sandboxes',
-    summary: 'Freeze memory and processors',
+    summary: 'Freeze memory and processors: what runs goes on after the resume',
     body: SandboxPause,
     bodyOptional: true,
     answers: [empty(204, 'It is paused, and has no deadline')],

@@ -137,12 +137,12 @@ async function run(config: Config): Promise<void> {
     events: {
       onCreate: (outcome) => metrics.createEnded(outcome),
       onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
-      onAdopted: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
       onPaused: (id) => {
         edge.drop(id);
         interpreter.suspend(id);
       },
-      onResumed: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onResumed: (sandbox) => void interpreter.resume(machineOf(sandbox)),
       onEnded: (id) => {
         edge.drop(id);
         interpreter.drop(id);

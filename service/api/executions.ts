@@ -50,6 +50,9 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
     executions().findExecution(knownId(req, res), String(req.params['executionID']));
 
   const create: RequestHandler = async (req, res) => {
+    const id = knownId(req, res);
+    // As traffic to the sandbox does.
+    if (sandboxes.findSleeping(id) !== undefined) await sandboxes.wake(id);
     const sandbox = running(req, res);
     const { detached, ...request } = withRemedy(() => parseBody(NewExecution, req.body));
     const record = await executions().submit(sandbox, request, detached === true);
@@ -82,6 +85,7 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
 
   const cancel: RequestHandler = async (req, res) => {
     const record = recordOf(req, res);
+    if (record.state === 'running') running(req, res); // a kernel that stands still can't be told
     await record.cancel();
     res.status(202).json(toInfo(record));
   };

@@ -251,7 +251,6 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
   refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
-  refuseWhen(autoResume, 'autoResume');
   const { allowPublicTraffic, ...rules } = body.network ?? {};
   for (const [name, value] of Object.entries(rules)) refuseWhen(asked(value), `network.${name}`);
 
@@ -276,6 +275,7 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     allowPublicTraffic: allowPublicTraffic ?? true,
     allowInternetAccess: body.allow_internet_access ?? true,
     autoPause,
+    autoResume,
     ...(key !== undefined && { idempotencyKey: key }),
   };
 }
@@ -405,6 +405,7 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
     allowInternetAccess: sandbox.allowInternetAccess,
     domain,
     network: { allowPublicTraffic: sandbox.allowPublicTraffic },
-    lifecycle: { autoResume: false, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
+    lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
+    ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };
 }

@@ -71,6 +71,8 @@ export class Context implements ExecutionHost {
   private spawning: Promise<string> | undefined;
   private readonly queue: Execution[] = [];
   private readonly closing = new AbortController();
+  /** The machine stands still. */
+  private frozen = false;
 
   constructor(private readonly options: ContextOptions) {
     this.id = options.id;
@@ -102,8 +104,28 @@ export class Context implements ExecutionHost {
     return this.closing.signal.aborted;
   }
 
+  /** False while the kernel is on its way, which a standstill of the machine would break off. */
+  get isAtRest(): boolean {
+    return this.connecting === undefined || this.readyKernel !== undefined;
+  }
+
+  /** The machine is about to stand still; what runs and waits here goes on with `thaw`. */
+  freeze(): void {
+    this.frozen = true;
+    for (const execution of [...this.queue]) execution.freeze();
+  }
+
+  thaw(): void {
+    this.frozen = false;
+    for (const execution of this.queue) execution.thaw();
+  }
+
   /** Gets the turn after those before it; its end is its own business. */
   enqueue(execution: Execution): void {
+    if (this.frozen) {
+      execution.finish({ type: 'sandbox_ended' }); // it came in at the last moment
+      return;
+    }
     this.queue.push(execution);
     if (this.queue.length === 1) void this.workOff(); // never rejects, as `run` doesn't
   }

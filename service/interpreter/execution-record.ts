@@ -139,6 +139,11 @@ export class ExecutionRecord {
     this.view = view;
   }
 
+  /** Somebody of E2B's API waits for it, on a connection that it lives and dies with. */
+  get isPlain(): boolean {
+    return this.view !== undefined;
+  }
+
   drained(): void {
     if (!this.isFull) this.onDrain?.();
   }
@@ -157,7 +162,7 @@ export class ExecutionRecord {
   /** The kernel is about to get it. */
   begin(sent: Omit<SentRequest, 'is_plain'>): void {
     this.startedAt = Date.now();
-    this.sent = { ...sent, is_plain: this.view !== undefined };
+    this.sent = { ...sent, is_plain: this.isPlain };
     this.options.onEntry(this.startedEntry(this.sent));
   }
 

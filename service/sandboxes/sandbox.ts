@@ -18,6 +18,8 @@ export interface CreateOptions {
   allowInternetAccess: boolean;
   /** Pause at the deadline instead of ending. */
   autoPause: boolean;
+  /** Traffic resumes it when it is paused. */
+  autoResume: boolean;
   /** Replaying a create with the same key and team gives the same sandbox. */
   idempotencyKey?: string;
 }
@@ -35,6 +37,9 @@ export interface Sandbox {
   /** The deadline; of a paused sandbox, when it was paused. */
   endAt: number;
   autoPause: boolean;
+  readonly autoResume: boolean;
+  /** What it was created with; traffic resumes it for as long. */
+  readonly timeoutSeconds: number;
   readonly metadata: Record<string, string>;
   readonly env: Record<string, string>;
   readonly resources: Resources;

@@ -10,6 +10,8 @@ import type { InstanceEnd, Resources, Runtime } from '../runtime/runtime';
 import { sameSecret } from '../secrets';
 import type { Secrets } from '../secrets';
 import { adoptAll } from './adoption';
+import { phaseAfter, shownAs } from './lifecycle';
+import type { Change, Phase } from './lifecycle';
 import { MachineStopper } from './machine-stopper';
 import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
@@ -35,9 +37,12 @@ export interface SandboxEvents {
   onCreate?(outcome: { result: 'ok' | ErrorCode; pooled: boolean; seconds: number }): void;
   /** A new sandbox runs. */
   onReady?(sandbox: RunningSandbox): void;
-  /** A sandbox of an earlier process runs (a paused one: from its resume on), with the kernels it has. */
-  onAdopted?(sandbox: RunningSandbox): void;
-  /** Frozen: its connections are to be dropped, its memory stays. */
+  /**
+   * A sandbox of an earlier process runs, with the kernels it has. One that was paused is told of at its resume, with
+   * the moment since when it was (milliseconds since the epoch).
+   */
+  onAdopted?(sandbox: RunningSandbox, pausedAt: number | undefined): void;
+  /** About to be frozen: its connections are to be dropped, its memory stays. */
   onPaused?(sandboxId: string): void;
   /** Thawed, with the kernels it had. */
   onResumed?(sandbox: RunningSandbox): void;
@@ -84,6 +89,8 @@ export interface ConnectOptions {
 /** A live sandbox with what only this class needs to know of it. */
 interface Entry {
   readonly sandbox: RunningSandbox;
+  /** Changed by `step` alone, which keeps `sandbox.state` in line with it. */
+  phase: Phase;
   /** The listeners have heard of it: not so for one that was taken over while paused. */
   announced: boolean;
   /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
@@ -108,6 +115,10 @@ const TRANSITION_TIMEOUT_MS = 30_000;
 const TELL_TIMEOUT_MS = 5_000;
 /** How long `close` waits for machines to end. */
 const CLOSE_TIMEOUT_MS = 20_000;
+/** How long traffic for a paused sandbox waits until that runs. */
+const WAKE_TIMEOUT_MS = 60_000;
+/** At least so long a sandbox runs that traffic has resumed. */
+const MIN_WOKEN_SECONDS = 300;
 /** A paused machine must not end itself by the deadline it had: the dead-man timer inside gets this one instead. */
 const PAUSED_DEADLINE_MS = 10 * 365 * 86_400_000;
 
@@ -190,6 +201,14 @@ export class Sandboxes {
   find(id: string): RunningSandbox | undefined {
     const entry = this.live.get(id);
     return entry === undefined ? undefined : running(entry);
+  }
+
+  /** A sandbox that does not run and is resumed by traffic; `wake` does it. No rights checked. */
+  findSleeping(id: string): Sandbox | undefined {
+    const entry = this.live.get(id);
+    return entry === undefined || entry.phase === 'running' || !entry.sandbox.autoResume
+      ? undefined
+      : entry.sandbox;
   }
 
   /** The running sandbox whose access token signed a file URL that doesn't say which one it is for. */
@@ -355,7 +374,7 @@ export class Sandboxes {
 
   private begin(sandbox: RunningSandbox): void {
     const { id, templateAlias, endAt } = sandbox;
-    this.take({ sandbox, announced: true, transition: undefined });
+    this.take({ sandbox, phase: 'running', announced: true, transition: undefined });
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
     this.tell('onReady', (events) => events.onReady?.(sandbox));
@@ -433,11 +452,12 @@ export class Sandboxes {
   /** The deadline has passed. */
   private expire(id: string): void {
     const entry = this.live.get(id);
-    if (entry === undefined) return;
+    // Whatever changes its state meanwhile gives it a deadline, or takes it away.
+    if (entry?.phase !== 'running') return;
     const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
-      if (this.live.get(id) === entry && entry.sandbox.state === 'running') {
+      if (this.live.get(id) === entry && entry.phase === 'running') {
         // It could not be frozen: its time is up all the same.
         return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
       }
@@ -446,11 +466,12 @@ export class Sandboxes {
   }
 
   // --- pausing and coming back ----------------------------------------------------------------------------------
+  // What may follow what is in lifecycle.ts; why it is so, in docs/decisions/0013-pause.md.
 
   /** Freezes memory and processors. A paused sandbox has no deadline. */
   async pause(teamId: string, id: string): Promise<void> {
     const entry = this.entry(teamId, id);
-    if (entry.sandbox.state === 'paused' || entry.transition !== undefined) {
+    if (entry.phase !== 'running') {
       throw new ServiceError(
         'failed_precondition',
         `Sandbox ${quoted(id)} is already paused or changing state`,
@@ -459,31 +480,33 @@ export class Sandboxes {
     await this.pauseEntry(entry);
   }
 
+  /** Of one that runs. */
   private pauseEntry(entry: Entry): Promise<void> {
     const { sandbox } = entry;
-    const { runtime, store, logger } = this.options;
-    if (entry.transition !== undefined || sandbox.state === 'paused') return Promise.resolve();
+    const { store, logger } = this.options;
+    // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
+    this.step(entry, 'pause');
     return this.change(entry, async () => {
       const before = sandbox.endAt;
-      // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
-      sandbox.state = 'paused';
       sandbox.endAt = this.now();
       this.reaper.clear(sandbox.id);
       this.metrics.pause(sandbox.id);
       this.tell('onPaused', (events) => events.onPaused?.(sandbox.id));
       await this.tellDeadline(entry, this.now() + PAUSED_DEADLINE_MS);
       try {
-        await deadline(runtime.pause(sandbox.id), TRANSITION_TIMEOUT_MS, 'Pausing the sandbox');
+        await this.setFrozen(entry, true);
       } catch (error) {
-        if (this.live.get(sandbox.id) !== entry) throw gone(sandbox.id);
         // Whatever it is now, thawed is what the caller is going to find.
-        await runtime.resume(sandbox.id).catch(() => undefined); // most often it was never frozen
-        sandbox.state = 'running';
+        if (!isOver(entry)) await this.setFrozen(entry, false).catch(() => undefined); // most often it was never frozen
+        if (isOver(entry)) throw gone(sandbox.id);
+        this.step(entry, 'freeze-failed');
         this.setDeadline(entry, before);
         this.metrics.start(sandbox);
         this.tell('onResumed', (events) => events.onResumed?.(sandbox));
         throw error;
       }
+      if (isOver(entry)) throw gone(sandbox.id);
+      this.step(entry, 'frozen');
       await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
       logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
     });
@@ -502,8 +525,8 @@ export class Sandboxes {
     const entry = this.entry(teamId, id, 'failed_precondition');
     let resumed = false;
     while (entry.transition !== undefined) await entry.transition;
-    if (this.live.get(id) !== entry) throw ending(id);
-    if (entry.sandbox.state === 'paused') {
+    if (isOver(entry)) throw ending(id);
+    if (entry.phase === 'paused') {
       await this.resumeEntry(entry, options.timeoutSeconds);
       resumed = true;
     } else if (options.mustBePaused === true) {
@@ -519,24 +542,77 @@ export class Sandboxes {
     return { sandbox, resumed };
   }
 
+  /**
+   * Resumes a sandbox that traffic has come for, for as long as it was created for. Whoever brings the traffic was
+   * found to have the right. Resolves when it runs.
+   *
+   * @throws ServiceError `not_found` when there is none that wants this, `deadline_exceeded` when it takes too long.
+   */
+  async wake(id: string): Promise<void> {
+    const deadlineAt = Date.now() + WAKE_TIMEOUT_MS;
+    const soon = (work: Promise<void>) =>
+      deadline(work, Math.max(0, deadlineAt - Date.now()), 'Resuming the sandbox');
+    const entry = this.live.get(id);
+    if (entry === undefined || this.closing !== undefined) throw gone(id);
+    while (entry.transition !== undefined) await soon(entry.transition);
+    if (isOver(entry)) throw gone(id);
+    if (entry.phase === 'running') return;
+    const { autoResume, timeoutSeconds } = entry.sandbox;
+    if (!autoResume) throw gone(id);
+    const seconds = Math.min(Math.max(timeoutSeconds, MIN_WOKEN_SECONDS), this.options.maxTimeoutSeconds);
+    await soon(this.resumeEntry(entry, seconds));
+  }
+
+  /** Of one that is paused. */
   private resumeEntry(entry: Entry, timeoutSeconds: number): Promise<void> {
     const { sandbox } = entry;
-    const { runtime, store, logger } = this.options;
+    const { store, logger } = this.options;
+    this.step(entry, 'resume');
     return this.change(entry, async () => {
-      await deadline(runtime.resume(sandbox.id), TRANSITION_TIMEOUT_MS, 'Resuming the sandbox');
-      if (this.live.get(sandbox.id) !== entry) throw ending(sandbox.id);
-      const now = this.now();
-      sandbox.state = 'running';
-      sandbox.runStartedAt = now;
-      this.setDeadline(entry, now + timeoutSeconds * 1000);
-      const { runStartedAt, endAt } = sandbox;
-      await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
-      logger.info({ sandboxId: sandbox.id, endAt }, 'sandbox resumed');
+      const pausedAt = sandbox.endAt;
+      let runStartedAt: number;
+      try {
+        await this.setFrozen(entry, false);
+        runStartedAt = this.now();
+        // Before anybody can use it: what is written down as paused would be frozen by the next service.
+        const endAt = runStartedAt + timeoutSeconds * 1000;
+        if (!isOver(entry)) await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
+      } catch (error) {
+        if (!isOver(entry)) await this.setFrozen(entry, true).catch(() => undefined); // the next resume takes it as it is
+        if (isOver(entry)) throw ending(sandbox.id);
+        this.step(entry, 'thaw-failed');
+        throw error;
+      }
+      if (isOver(entry)) throw ending(sandbox.id);
+      // All of this in one go: whoever finds it running finds its kernels, too.
+      this.step(entry, 'thawed');
+      sandbox.runStartedAt = runStartedAt;
+      this.setDeadline(entry, runStartedAt + timeoutSeconds * 1000);
+      logger.info({ sandboxId: sandbox.id, endAt: sandbox.endAt }, 'sandbox resumed');
       this.metrics.start(sandbox);
       if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
-      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, pausedAt));
       entry.announced = true;
     });
+  }
+
+  /** Whatever it is now: an attempt that was given up may have been carried out after all. */
+  private async setFrozen(entry: Entry, frozen: boolean): Promise<void> {
+    const { runtime } = this.options;
+    const { id } = entry.sandbox;
+    const [work, what] = frozen
+      ? [() => runtime.pause(id), 'Pausing the sandbox']
+      : [() => runtime.resume(id), 'Resuming the sandbox'];
+    try {
+      await deadline(work(), TRANSITION_TIMEOUT_MS, what);
+    } catch (error) {
+      if (!(error instanceof ServiceError && error.code === 'failed_precondition')) throw error;
+    }
+  }
+
+  private step(entry: Entry, change: Change): void {
+    entry.phase = phaseAfter(entry.phase, change);
+    entry.sandbox.state = shownAs(entry.phase) ?? entry.sandbox.state;
   }
 
   /** Runs one change of state; the next one waits for it. */
@@ -567,6 +643,7 @@ export class Sandboxes {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;
     this.live.delete(id);
+    this.step(entry, 'end');
     this.reaper.clear(id);
     this.killing.set(id, teamId);
     this.stopper.stop(id, entry.transition);
@@ -587,11 +664,12 @@ export class Sandboxes {
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
   adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
-      const announced = sandbox.state === 'running';
-      this.take({ sandbox, announced, transition: undefined });
+      const { state } = sandbox;
+      const announced = state === 'running';
+      this.take({ sandbox, phase: state, announced, transition: undefined });
       if (!announced) return;
       this.metrics.start(sandbox);
-      this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+      this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
     };
     return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take });
   }
@@ -651,10 +729,10 @@ export class Sandboxes {
   /** For what only makes sense on a running sandbox: a paused one is not found there, a changing one is a conflict. */
   private runningEntry(teamId: string, id: string): Entry {
     const entry = this.entry(teamId, id, 'failed_precondition');
-    if (entry.transition !== undefined) {
+    if (entry.phase === 'pausing' || entry.phase === 'resuming') {
       throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is changing its state`);
     }
-    if (entry.sandbox.state !== 'running') throw gone(id);
+    if (entry.phase !== 'running') throw gone(id);
     return entry;
   }
 
@@ -668,7 +746,12 @@ export class Sandboxes {
 }
 
 function running(entry: Entry): RunningSandbox | undefined {
-  return entry.sandbox.state === 'running' ? entry.sandbox : undefined;
+  return entry.phase === 'running' ? entry.sandbox : undefined;
+}
+
+/** Asked again after each wait: it can end at any moment. */
+function isOver(entry: Entry): boolean {
+  return entry.phase === 'ended';
 }
 
 function matches(sandbox: Sandbox, filter: ListFilter): boolean {

@@ -178,6 +178,8 @@ export class SandboxStarter {
       runStartedAt: now,
       endAt: now + this.options.startTimeoutMs + options.timeoutSeconds * 1000,
       autoPause: options.autoPause,
+      autoResume: options.autoResume,
+      timeoutSeconds: options.timeoutSeconds,
       metadata: options.metadata,
       env: { ...options.env, ...ownEnv(id, template.id) },
       resources: resourcesOf(this.options.resources),

@@ -92,7 +92,7 @@ describe('control plane', () => {
           network: { allowPublicTraffic: false, allowOut: [], denyOut: null, rules: {} },
           mcp: null,
           volumeMounts: [],
-          autoResume: { enabled: false },
+          autoResume: { enabled: true },
           autoPause: true,
           metadata: { k: 'v' },
         },
@@ -103,7 +103,7 @@ describe('control plane', () => {
       expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({
         allowInternetAccess: false,
         network: { allowPublicTraffic: false },
-        lifecycle: { autoResume: false, onTimeout: 'pause' },
+        lifecycle: { autoResume: true, onTimeout: 'pause' },
         metadata: { k: 'v' },
       });
     });
@@ -157,7 +157,6 @@ describe('control plane', () => {
       [{ mcp: { browserbase: {} } }, 'mcp'],
       [{ iam: { tokens: { a: { audience: 'x', tokenType: 'JWT-SVID' } } } }, 'iam'],
       [{ volumeMounts: [{ name: 'v', path: '/v' }] }, 'volumeMounts'],
-      [{ autoResume: { enabled: true }, autoPause: true }, 'autoResume'],
       [{ autoPause: true, autoPauseMemory: false }, 'autoPauseMemory: false (a pause that keeps only files)'],
       [{ network: { allowOut: ['1.1.1.1'] } }, 'network.allowOut'],
       [{ network: { denyOut: ['0.0.0.0/0'] } }, 'network.denyOut'],
@@ -402,7 +401,10 @@ describe('control plane', () => {
       }
       expect((await post('/sandboxes/ID/pause', {})).body).toMatchObject({ code: 409 });
       expect((await post('/sandboxes/ID/timeout', { timeout: 5 })).status).toBe(404);
-      expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({ state: 'paused' });
+      expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({
+        state: 'paused',
+        pauseMode: 'full',
+      });
       const resumed = await post('/v2/sandboxes/ID/connect', {});
       expect([resumed.status, resumed.body]).toEqual([
         201,

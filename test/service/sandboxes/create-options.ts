@@ -11,6 +11,7 @@ export function createOptions(overrides: Partial<CreateOptions> = {}): CreateOpt
     allowPublicTraffic: true,
     allowInternetAccess: true,
     autoPause: false,
+    autoResume: false,
     ...overrides,
   };
 }

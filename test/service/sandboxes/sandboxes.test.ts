@@ -483,6 +483,86 @@ describe('Sandboxes', () => {
       expect(sandboxes.list(TEAM)).toEqual([]);
     });
 
+    it('is undone when the store does not take the resume, and the next one succeeds', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      const update = jest
+        .spyOn(store, 'updateSandbox')
+        .mockRejectedValueOnce(new ServiceError('unavailable', 'no disk'));
+      await expect(sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).rejects.toMatchObject({
+        code: 'unavailable',
+      });
+      update.mockRestore();
+      expect(sandboxes.get(TEAM, id).state).toBe('paused');
+      expect(engine.machine(id).state).toBe('paused');
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+      expect(engine.machine(id).state).toBe('running');
+    });
+
+    it('can be left when the machine was thawed by an attempt that had been given up', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      engine.machine(id).unfreeze();
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+      expect(sandboxes.find(id)).toBeDefined();
+    });
+
+    it('comes at once when the sandbox is resumed for no time', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions({ autoPause: true }));
+      await sandboxes.pause(TEAM, id);
+      const paused = engine.machine(id);
+      const again = gate();
+      await sandboxes.connect(TEAM, id, { timeoutSeconds: 0 });
+      engine.beforePause = () => Promise.resolve(again.open());
+      await again.opened;
+      await expect(sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resolves.toMatchObject({
+        resumed: true,
+      });
+      expect(paused.state).toBe('running');
+    });
+
+    it('counts as a sandbox of its team', async () => {
+      sandboxes = make({ maxSandboxes: 1 });
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({
+        code: 'resource_exhausted',
+      });
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+    });
+
+    it('is ended by traffic where that was asked for, for the time of the create but at least 5 minutes', async () => {
+      const short = await sandboxes.create(TEAM, createOptions({ autoResume: true, timeoutSeconds: 20 }));
+      const long = await sandboxes.create(TEAM, createOptions({ autoResume: true, timeoutSeconds: 2000 }));
+      const [first, second] = [short.id, long.id];
+      expect(sandboxes.findSleeping(first)).toBeUndefined();
+      for (const id of [first, second]) await sandboxes.pause(TEAM, id);
+      expect(sandboxes.findSleeping(first)).toMatchObject({ id: first, state: 'paused' });
+      const before = Date.now();
+      await Promise.all([sandboxes.wake(first), sandboxes.wake(first), sandboxes.wake(second)]);
+      const left = (id: string) => Math.round(((sandboxes.find(id)?.endAt ?? 0) - before) / 10_000) * 10;
+      expect([left(first), left(second)]).toEqual([300, 2000]);
+    });
+
+    it('is not ended by traffic where that was not asked for, or for one that is gone', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      expect(sandboxes.findSleeping(id)).toBeUndefined();
+      await expect(sandboxes.wake(id)).rejects.toMatchObject({ code: 'not_found' });
+      await expect(sandboxes.wake('nope')).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    it('is waited for by traffic that comes in the middle', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions({ autoResume: true }));
+      const slow = gate();
+      engine.beforePause = () => slow.opened;
+      const pausing = sandboxes.pause(TEAM, id);
+      const waking = sandboxes.wake(id);
+      slow.open();
+      await Promise.all([pausing, waking]);
+      expect(sandboxes.find(id)).toBeDefined();
+    });
+
     it('is what a resume demands', async () => {
       const { id } = await sandboxes.create(TEAM, createOptions());
       const resume = { timeoutSeconds: 60, mustBePaused: true };

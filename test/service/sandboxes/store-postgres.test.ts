@@ -21,6 +21,8 @@ function sandbox(id: string): StoredSandbox {
     runStartedAt: 1,
     endAt: 2,
     autoPause: false,
+    autoResume: false,
+    timeoutSeconds: 300,
     metadata: {},
     env: {},
     resources: { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 },

@@ -22,6 +22,8 @@ function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
     runStartedAt: 1_763_700_000_123,
     endAt: 1_763_700_300_123,
     autoPause: false,
+    autoResume: false,
+    timeoutSeconds: 300,
     metadata: { 'käse "1"': "o'clock\0\ud800", empty: '' },
     env: { A: '1\n2' },
     resources: { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 },
@@ -99,8 +101,15 @@ function runStoreSuite(place: Place): void {
   afterAll(() => place.close?.());
 
   it('gives back every field of a sandbox', async () => {
+    const unusual = sandbox({
+      id: 'i2',
+      startedAt: 1_763_700_000_124,
+      autoResume: true,
+      timeoutSeconds: 86_400,
+    });
     await store.addSandbox(sandbox());
-    expect(await store.listSandboxes()).toEqual([sandbox()]);
+    await store.addSandbox(unusual);
+    expect(await store.listSandboxes()).toEqual([sandbox(), unusual]);
   });
 
   it('saves what changes and nothing else', async () => {

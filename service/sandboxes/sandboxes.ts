@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SignedQuery } from '../../protocol/routing';
 import { MIN_REFRESH_SECONDS } from '../../protocol/control-plane';
+import type { LogLevel } from '../../protocol/control-plane';
 import { fileSignature } from '../../protocol/signature';
 import { ServiceError } from '../errors';
 import type { ErrorCode } from '../errors';
@@ -19,6 +20,9 @@ import { CreateRates } from './quotas';
 import type { TeamLimits } from './quotas';
 import { Reaper } from './reaper';
 import { Replays } from './replays';
+import { SandboxLog } from './sandbox-log';
+import type { EndReason } from './sandbox-log';
+import type { LogRecord } from './log-files';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import { SandboxStarter } from './starter';
 import type { Store } from './store';
@@ -62,6 +66,8 @@ export interface SandboxesOptions {
   metricsIntervalMs?: number;
   /** Machines kept ready, by template id. Absent: none, and every create starts its own. */
   pool?: Pick<PoolsOptions, 'warmer' | 'sizes' | 'parallel' | 'checkEveryMs' | 'freeMemoryMB'>;
+  /** Where the logs of sandboxes are kept. Absent: only what machines themselves keep is told. */
+  logDirectory?: string;
   now?: () => number;
 }
 
@@ -136,6 +142,7 @@ export class Sandboxes {
   readonly pools: Pools | undefined;
   private readonly reaper: Reaper;
   private readonly metrics: MetricsSampler;
+  private readonly log: SandboxLog;
   private closing: Promise<void> | undefined;
 
   constructor(options: SandboxesOptions) {
@@ -160,6 +167,13 @@ export class Sandboxes {
       intervalMs: options.metricsIntervalMs ?? METRICS_INTERVAL_MS,
       logger: options.logger,
       now: this.now,
+    });
+    this.log = new SandboxLog({
+      runtime,
+      logger,
+      directory: options.logDirectory,
+      now: this.now,
+      isLive: (id) => this.live.has(id),
     });
   }
 
@@ -230,6 +244,24 @@ export class Sandboxes {
   async lastMetric(teamId: string, id: string): Promise<MetricSample | undefined> {
     this.entry(teamId, id);
     return this.metrics.last(id);
+  }
+
+  /**
+   * What happened to a sandbox and what its machine's own programs said, oldest first; until a day after its end. A
+   * starting one has none yet.
+   */
+  async readLog(teamId: string, id: string): Promise<LogRecord[]> {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) return this.log.read(this.entry(teamId, id).sandbox);
+    const records = await this.log.readEnded(id, teamId);
+    if (records.length === 0) throw gone(id);
+    return records;
+  }
+
+  /** Adds a line to the log of a sandbox; nothing when there is no such sandbox. For parts that know more of it. */
+  note(id: string, level: LogLevel, message: string, fields: Record<string, string>): void {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) this.log.note(sandbox, level, message, fields);
   }
 
   // --- creating -------------------------------------------------------------------------------------------------
@@ -304,7 +336,7 @@ export class Sandboxes {
       },
       take: (sandbox, pooled) => {
         if (pooled) onPooled();
-        this.begin(sandbox);
+        this.begin(sandbox, pooled);
       },
     });
     start.settled = started.catch(() => undefined);
@@ -353,10 +385,11 @@ export class Sandboxes {
     return template;
   }
 
-  private begin(sandbox: RunningSandbox): void {
+  private begin(sandbox: RunningSandbox, pooled: boolean): void {
     const { id, templateAlias, endAt } = sandbox;
     this.take({ sandbox, announced: true, transition: undefined });
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
+    this.log.created(sandbox, pooled);
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
     this.tell('onReady', (events) => events.onReady?.(sandbox));
   }
@@ -375,7 +408,8 @@ export class Sandboxes {
     // While the service stops, the machines are the next one's business.
     if (this.live.get(id) !== entry || this.closing !== undefined) return;
     this.options.logger.warn({ sandboxId: id, end }, 'sandbox ended by itself');
-    this.endNow(entry).catch((error: unknown) =>
+    const detail = end.reason === 'exited' ? end.detail : 'it was stopped';
+    this.endNow(entry, { reason: 'machine_ended', detail }).catch((error: unknown) =>
       this.options.logger.error({ sandboxId: id, err: error }, 'forgetting a sandbox failed'),
     );
   }
@@ -434,12 +468,14 @@ export class Sandboxes {
   private expire(id: string): void {
     const entry = this.live.get(id);
     if (entry === undefined) return;
-    const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
+    const work = entry.sandbox.autoPause
+      ? this.pauseEntry(entry, 'deadline')
+      : this.endNow(entry, { reason: 'deadline' });
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
       if (this.live.get(id) === entry && entry.sandbox.state === 'running') {
         // It could not be frozen: its time is up all the same.
-        return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
+        return this.endNow(entry, { reason: 'deadline' }).catch(() => undefined); // logged where the machine is stopped
       }
       return undefined;
     });
@@ -456,10 +492,10 @@ export class Sandboxes {
         `Sandbox ${quoted(id)} is already paused or changing state`,
       );
     }
-    await this.pauseEntry(entry);
+    await this.pauseEntry(entry, 'request');
   }
 
-  private pauseEntry(entry: Entry): Promise<void> {
+  private pauseEntry(entry: Entry, reason: 'request' | 'deadline'): Promise<void> {
     const { sandbox } = entry;
     const { runtime, store, logger } = this.options;
     if (entry.transition !== undefined || sandbox.state === 'paused') return Promise.resolve();
@@ -482,10 +518,12 @@ export class Sandboxes {
         this.setDeadline(entry, before);
         this.metrics.start(sandbox);
         this.tell('onResumed', (events) => events.onResumed?.(sandbox));
+        this.log.note(sandbox, 'error', 'The sandbox could not be paused and goes on', { reason });
         throw error;
       }
       await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
       logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
+      this.log.note(sandbox, 'info', 'The sandbox was paused', { reason });
     });
   }
 
@@ -532,6 +570,7 @@ export class Sandboxes {
       const { runStartedAt, endAt } = sandbox;
       await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
       logger.info({ sandboxId: sandbox.id, endAt }, 'sandbox resumed');
+      this.log.note(sandbox, 'info', 'The sandbox was resumed');
       this.metrics.start(sandbox);
       if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
       else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
@@ -560,16 +599,18 @@ export class Sandboxes {
       start.abort.abort();
       return;
     }
-    await this.endNow(this.entry(teamId, id));
+    await this.endNow(this.entry(teamId, id), { reason: 'request' });
   }
 
-  private async endNow(entry: Entry): Promise<void> {
+  private async endNow(entry: Entry, why: EndReason): Promise<void> {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;
     this.live.delete(id);
     this.reaper.clear(id);
     this.killing.set(id, teamId);
-    this.stopper.stop(id, entry.transition);
+    const noted = this.log.ended(entry.sandbox, why);
+    const after = entry.transition;
+    this.stopper.stop(id, after === undefined ? noted : after.then(() => noted));
     this.pools?.wake();
     this.metrics.forget(id);
     this.tell('onEnded', (events) => events.onEnded?.(id));
@@ -589,11 +630,15 @@ export class Sandboxes {
     const take = (sandbox: RunningSandbox): void => {
       const announced = sandbox.state === 'running';
       this.take({ sandbox, announced, transition: undefined });
+      this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
       if (!announced) return;
       this.metrics.start(sandbox);
       this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
     };
-    return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take });
+    const onRemoved = (sandbox: Pick<Sandbox, 'id' | 'teamId'>, detail: string): void => {
+      void this.log.ended(sandbox, { reason: 'service_restarted', detail });
+    };
+    return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take, onRemoved });
   }
 
   /**
@@ -614,10 +659,14 @@ export class Sandboxes {
     const timeout = new AbortController();
     const work = async () => {
       await Promise.all(starts.map((start) => start.settled));
-      if (onStop === 'kill') await Promise.all([...this.live.values()].map((entry) => this.endNow(entry)));
+      if (onStop === 'kill')
+        await Promise.all(
+          [...this.live.values()].map((entry) => this.endNow(entry, { reason: 'service_stopped' })),
+        );
       else await Promise.all([...this.live.values()].map((entry) => entry.transition));
       await emptied;
       await this.stopper.settled();
+      await this.log.settled();
     };
     try {
       await Promise.race([

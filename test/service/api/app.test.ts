@@ -456,12 +456,6 @@ describe('control plane', () => {
       expect((await api.ask('GET', '/sandboxes/metrics')).status).toBe(400);
       expect((await api.ask('GET', `/sandboxes/metrics?sandbox_ids=${'a,'.repeat(101)}`)).status).toBe(400);
     });
-
-    it('has an empty log', async () => {
-      const id = await api.create();
-      expect((await api.ask('GET', `/sandboxes/${id}/logs`)).body).toEqual({ logs: [], logEntries: [] });
-      expect((await api.ask('GET', `/v2/sandboxes/${id}/logs`)).body).toEqual({ logs: [] });
-    });
   });
 
   describe('lists', () => {

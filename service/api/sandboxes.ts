@@ -57,7 +57,8 @@ const MAX_ENV_BYTES = 131_071;
 /** All names and values together, of the environment and of metadata each. */
 const MAX_MAP_BYTES = 1_048_576;
 const MAX_SANDBOX_IDS = 100;
-const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}/;
+/** With a zone: without one it would mean another moment on every machine. */
+const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}.*(?:[Zz]|[+-]\d{2}:?\d{2})$/;
 
 /** The handlers under `/sandboxes` and `/v2/sandboxes`: what a request says, asked of `Sandboxes`, told as E2B does. */
 export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
@@ -326,7 +327,10 @@ function listFilter(query: URLSearchParams): ListFilter {
   const startedAfter = query.get('startedAfter');
   const since = startedAfter === null || startedAfter === '' ? undefined : Date.parse(startedAfter);
   if (since !== undefined && (Number.isNaN(since) || !DATE_TIME.test(startedAfter ?? ''))) {
-    throw new ServiceError('invalid_argument', 'startedAfter: must be a date and time as RFC 3339 has it');
+    throw new ServiceError(
+      'invalid_argument',
+      'startedAfter: must be a date and time with a zone, as RFC 3339 has it',
+    );
   }
   const template = query.get('template') ?? '';
   return {

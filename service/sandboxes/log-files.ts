@@ -95,6 +95,7 @@ export class LogFiles {
     const { directory, logger, now, isLive } = this.options;
     if (now() - this.prunedAt < PRUNE_EVERY_MS) return;
     this.prunedAt = now();
+    await this.settled(); // what is being written is new, whatever its file's time says
     try {
       const names = (await fs.readdir(directory)).filter((name) => !isLive(path.parse(name).name));
       const found = await Promise.all(

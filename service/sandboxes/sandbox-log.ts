@@ -42,7 +42,6 @@ export class SandboxLog {
   constructor(private readonly options: SandboxLogOptions) {
     const { directory, ...rest } = options;
     this.files = directory === undefined ? undefined : new LogFiles({ ...rest, directory });
-    void this.files?.prune();
   }
 
   created(sandbox: Sandbox, pooled: boolean): void {
@@ -64,7 +63,6 @@ export class SandboxLog {
     const { reason, detail } = why;
     const text = detail === undefined ? 'The sandbox ended' : `The sandbox ended: ${detail}`;
     this.note(sandbox, reason === 'machine_ended' ? 'error' : 'info', text, { reason });
-    void this.files.prune();
     // Behind the end in the file; readers sort by time.
     if (sandbox.startedAt !== undefined) {
       const said = await this.said(sandbox.id, sandbox.startedAt);
@@ -82,6 +80,11 @@ export class SandboxLog {
   /** Of one that ended; empty when nothing is known of it, or not to this team. */
   async readEnded(id: string, teamId: string): Promise<LogRecord[]> {
     return inOrder((await this.files?.read(id, teamId)) ?? []);
+  }
+
+  /** Removes what is too old. Never rejects. */
+  async prune(): Promise<void> {
+    await this.files?.prune();
   }
 
   async settled(): Promise<void> {

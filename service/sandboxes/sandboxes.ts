@@ -143,6 +143,7 @@ export class Sandboxes {
   private readonly reaper: Reaper;
   private readonly metrics: MetricsSampler;
   private readonly log: SandboxLog;
+  private isAdopting = false;
   private closing: Promise<void> | undefined;
 
   constructor(options: SandboxesOptions) {
@@ -173,7 +174,8 @@ export class Sandboxes {
       logger,
       directory: options.logDirectory,
       now: this.now,
-      isLive: (id) => this.live.has(id),
+      // Until all are taken over, any may be.
+      isLive: (id) => this.isAdopting || this.live.has(id),
     });
   }
 
@@ -609,6 +611,7 @@ export class Sandboxes {
     this.reaper.clear(id);
     this.killing.set(id, teamId);
     const noted = this.log.ended(entry.sandbox, why);
+    void this.log.prune();
     const after = entry.transition;
     this.stopper.stop(id, after === undefined ? noted : after.then(() => noted));
     this.pools?.wake();
@@ -626,7 +629,7 @@ export class Sandboxes {
   // --- start and end of the service -----------------------------------------------------------------------------
 
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
-  adopt(): Promise<{ adopted: number; removed: number }> {
+  async adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
       const announced = sandbox.state === 'running';
       this.take({ sandbox, announced, transition: undefined });
@@ -638,7 +641,13 @@ export class Sandboxes {
     const onRemoved = (sandbox: Pick<Sandbox, 'id' | 'teamId'>, detail: string): void => {
       void this.log.ended(sandbox, { reason: 'service_restarted', detail });
     };
-    return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take, onRemoved });
+    this.isAdopting = true;
+    try {
+      return await adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take, onRemoved });
+    } finally {
+      this.isAdopting = false;
+      void this.log.prune();
+    }
   }
 
   /**

@@ -45,11 +45,11 @@ export class SandboxLog {
   }
 
   created(sandbox: Sandbox, pooled: boolean): void {
-    this.note(sandbox, 'info', 'The sandbox was created', {
-      template: sandbox.templateAlias,
-      // One that was kept ready started before it was anybody's.
-      pooled: String(pooled),
-    });
+    // One that was kept ready started before it was anybody's.
+    const fields = { template: sandbox.templateAlias, pooled: String(pooled) };
+    const record = this.record('info', 'The sandbox was created', fields);
+    // As the other routes tell it; and nothing that the machine said comes before.
+    this.files?.write(sandbox.id, sandbox.teamId, [{ ...record, at: sandbox.startedAt }]);
   }
 
   /** One line in the service's own words. */

@@ -423,7 +423,9 @@ export function runRuntimeSuite(
       const startedAt = Date.now();
       const { id } = await runtime.start(instanceSpec());
       const line = await eventually(async () => {
-        const found = (await runtime.output(id)).find(({ text }) => /^cellbox gateway listening/.test(text));
+        const found = (await runtime.output(id)).find(({ text }) =>
+          /^cellbox \S+Z gateway listening/.test(text),
+        );
         if (found === undefined) throw new Error('the gateway has said nothing');
         return found;
       }, 30_000);

@@ -9,6 +9,9 @@ export const DEFAULT_TIMEOUT_SECONDS = { v1: 15, v2: 300 } as const;
 /** A refresh keeps a sandbox at least this long. */
 export const MIN_REFRESH_SECONDS = 15;
 export const PAGE_LIMIT = 100;
+/** Entries of a log that one answer has at most, and without being asked for fewer. */
+export const LOG_LIMIT = 1000;
+export const LOG_SEARCH_MAX = 256;
 
 const INT32_MAX = 2_147_483_647;
 
@@ -131,12 +134,18 @@ export type SandboxMetric = z.infer<typeof SandboxMetric>;
 
 export const SandboxMetrics = z.object({ sandboxes: z.record(z.string(), SandboxMetric) });
 
+/** From least to most: a filter by level lets everything from its word on through. */
+export const LOG_LEVELS = ['debug', 'info', 'warn', 'error'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
 const LogEntry = z.object({
   timestamp: Time,
-  level: z.enum(['debug', 'info', 'warn', 'error']),
+  level: z.enum(LOG_LEVELS),
   message: z.string(),
   fields: StringMap,
 });
+export type LogEntry = z.infer<typeof LogEntry>;
+/** `line` is JSON of level, message and fields in one object. */
 export const SandboxLogs = z.object({
   logs: z.array(z.object({ timestamp: Time, line: z.string() })),
   logEntries: z.array(LogEntry),

@@ -3,6 +3,9 @@ import {
   ApiError,
   ConnectSandbox,
   ConnectSandboxV2,
+  LOG_LEVELS,
+  LOG_LIMIT,
+  LOG_SEARCH_MAX,
   ListedSandbox,
   NewSandbox,
   NewSandboxV2,
@@ -188,16 +191,31 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     method: 'get',
     path: '/sandboxes/{sandboxID}/logs',
     tag: 'Sandboxes',
-    summary: 'Log of a sandbox',
-    answers: [json(200, 'None is kept: empty', SandboxLogs)],
+    summary: 'Log of a sandbox: its life, and what its agent and gateway said; until a day after its end',
+    query: z.object({
+      start: z.int().min(0).describe('Milliseconds since the epoch').optional(),
+      limit: z.int().min(1).max(LOG_LIMIT).describe(`Default ${LOG_LIMIT}`).optional(),
+    }),
+    answers: [json(200, 'Oldest first', SandboxLogs)],
     errors: ANY_SANDBOX,
   },
   {
     method: 'get',
     path: '/v2/sandboxes/{sandboxID}/logs',
     tag: 'Sandboxes',
-    summary: 'Log of a sandbox',
-    answers: [json(200, 'None is kept: empty', SandboxLogsV2)],
+    summary: 'Log of a sandbox, in either direction',
+    query: z.object({
+      cursor: z
+        .int()
+        .min(0)
+        .describe('Milliseconds since the epoch: forward from then on, backward what was before')
+        .optional(),
+      limit: z.int().min(1).max(LOG_LIMIT).describe(`Default ${LOG_LIMIT}`).optional(),
+      direction: z.enum(['forward', 'backward']).describe('Default backward: newest first').optional(),
+      level: z.enum(LOG_LEVELS).describe('The least that is told').optional(),
+      search: z.string().max(LOG_SEARCH_MAX).describe('In the message, letter case ignored').optional(),
+    }),
+    answers: [json(200, 'In the direction asked for', SandboxLogsV2)],
     errors: ANY_SANDBOX,
   },
   {

@@ -10,6 +10,7 @@ import { loadAdminToken, loadApiKey, lockDataDir, openDataDir } from './data-dir
 import { Edge, machineOf, SERVER_OPTIONS, withoutUpgrade } from './edge/edge';
 import { ServiceError } from './errors';
 import { Interpreter } from './interpreter/interpreter';
+import { describeDeath } from './interpreter/kernel-death';
 import { createLogger } from './log';
 import type { Logger } from './log';
 import { openStore } from './open-store';
@@ -113,6 +114,10 @@ async function run(config: Config): Promise<void> {
       directory: executionsDir,
     },
     remedyFor: (language) => languages.remedyFor(language),
+    onKernelDeath: (id, { contextId, language, death }) => {
+      const level = death.oom === true ? 'error' : 'warn';
+      sandboxes.note(id, level, describeDeath(death), { logger: 'kernel', language, contextId });
+    },
   });
   interpreter.totals.onExecution = (...ended) => metrics.executionEnded(...ended);
   const sandboxes = new Sandboxes({
@@ -126,6 +131,7 @@ async function run(config: Config): Promise<void> {
     maxTimeoutSeconds: config.maxTimeoutSeconds,
     startTimeoutMs: config.startTimeoutMs,
     metricsIntervalMs: config.metricsIntervalMs,
+    logDirectory: path.join(config.dataDir, 'logs'),
     pool: {
       sizes: pools,
       warmer: {

@@ -22,6 +22,7 @@ import { HttpError, errorHandler } from './error-response';
 import { executionHandlers } from './executions';
 import type { ExecutionRunner } from './executions';
 import { healthHandler } from './health';
+import { logHandlers } from './logs';
 import { poolHandlers } from './pools';
 import { sandboxHandlers } from './sandboxes';
 import { templateHandlers } from './templates';
@@ -148,6 +149,7 @@ export function createApi(options: ApiOptions): Express {
 
   function coreRoutes({ sandboxes }: ApiOptions): Route[] {
     const sandbox = sandboxHandlers({ sandboxes, domain });
+    const log = logHandlers(sandboxes);
     const template = templateHandlers(resourcesOf(config));
     return [
       ['post', '/sandboxes', sandbox.create('v1')],
@@ -164,8 +166,8 @@ export function createApi(options: ApiOptions): Express {
       ['post', '/sandboxes/:sandboxID/pause', sandbox.pause],
       ['post', '/sandboxes/:sandboxID/resume', sandbox.resume],
       ['get', '/sandboxes/:sandboxID/metrics', sandbox.metrics],
-      ['get', '/sandboxes/:sandboxID/logs', sandbox.logs],
-      ['get', '/v2/sandboxes/:sandboxID/logs', sandbox.logsV2],
+      ['get', '/sandboxes/:sandboxID/logs', log.logs],
+      ['get', '/v2/sandboxes/:sandboxID/logs', log.logsV2],
       ['get', '/templates', template.list],
       ['get', '/v2/templates', template.listPaged],
       ['get', '/templates/aliases/:alias', template.getByAlias],

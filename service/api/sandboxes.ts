@@ -31,7 +31,15 @@ import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';
-import { parseBody, parseOptionalBody, queryInteger, queryOf, queryWord } from './input';
+import {
+  badSandboxId,
+  parseBody,
+  parseOptionalBody,
+  queryInteger,
+  queryOf,
+  queryWord,
+  sandboxIdOf,
+} from './input';
 
 export interface SandboxRoutesOptions {
   sandboxes: Sandboxes;
@@ -49,7 +57,8 @@ const MAX_ENV_BYTES = 131_071;
 /** All names and values together, of the environment and of metadata each. */
 const MAX_MAP_BYTES = 1_048_576;
 const MAX_SANDBOX_IDS = 100;
-const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}/;
+/** With a zone: without one it would mean another moment on every machine. */
+const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}.*(?:[Zz]|[+-]\d{2}:?\d{2})$/;
 
 /** The handlers under `/sandboxes` and `/v2/sandboxes`: what a request says, asked of `Sandboxes`, told as E2B does. */
 export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
@@ -76,7 +85,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
         generation === 'v1'
           ? parseBody(ConnectSandbox, req.body)
           : parseOptionalBody(ConnectSandboxV2, req.body);
-      const id = idOf(req);
+      const id = sandboxIdOf(req);
       refuseWhen(body.memory === false, 'memory: false (a cold boot)');
       markNotRepeatable(res);
       const timeoutSeconds = body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v2;
@@ -88,7 +97,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const body = parseOptionalBody(ResumeSandbox, req.body);
     refuseWhen(body.memory === false, 'memory: false (a cold boot)');
     markNotRepeatable(res);
-    const { sandbox } = await sandboxes.connect(teamOf(res), idOf(req), {
+    const { sandbox } = await sandboxes.connect(teamOf(res), sandboxIdOf(req), {
       timeoutSeconds: body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v1,
       mustBePaused: true,
       ...(body.autoPause !== undefined && { autoPause: body.autoPause }),
@@ -100,28 +109,28 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const body = parseOptionalBody(SandboxPause, req.body);
     refuseWhen(body.memory === false, 'memory: false (a pause that keeps only files)');
     refuseWhen(body.requireHealthyGuest === true, 'requireHealthyGuest');
-    await sandboxes.pause(teamOf(res), idOf(req));
+    await sandboxes.pause(teamOf(res), sandboxIdOf(req));
     res.status(204).end();
   };
 
   const get: RequestHandler = (req, res) => {
-    res.json(detail(sandboxes.get(teamOf(res), idOf(req)), domain));
+    res.json(detail(sandboxes.get(teamOf(res), sandboxIdOf(req)), domain));
   };
 
   const kill: RequestHandler = async (req, res) => {
-    await sandboxes.kill(teamOf(res), idOf(req));
+    await sandboxes.kill(teamOf(res), sandboxIdOf(req));
     res.status(204).end();
   };
 
   const timeout: RequestHandler = async (req, res) => {
     const body = parseBody(SandboxTimeout, req.body);
-    await sandboxes.setTimeout(teamOf(res), idOf(req), body.timeout);
+    await sandboxes.setTimeout(teamOf(res), sandboxIdOf(req), body.timeout);
     res.status(204).end();
   };
 
   const refresh: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(SandboxRefresh, req.body);
-    await sandboxes.refresh(teamOf(res), idOf(req), body.duration ?? MIN_REFRESH_SECONDS);
+    await sandboxes.refresh(teamOf(res), sandboxIdOf(req), body.duration ?? MIN_REFRESH_SECONDS);
     res.status(204).end();
   };
 
@@ -155,7 +164,12 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const end = queryInteger(query, 'end', range) ?? Infinity;
     if (start > end) throw new ServiceError('invalid_argument', 'start: must not be after end');
     // To the end of the last second: a sample is in the second that its timestamp shows.
-    const samples = await sandboxes.listMetrics(teamOf(res), idOf(req), start * 1000, end * 1000 + 999);
+    const samples = await sandboxes.listMetrics(
+      teamOf(res),
+      sandboxIdOf(req),
+      start * 1000,
+      end * 1000 + 999,
+    );
     res.json(samples.map(toMetric));
   };
 
@@ -168,7 +182,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const answers = await Promise.all(
       ids.map(async (text) => {
         const id = parseSandboxId(text);
-        if (id === undefined) throw badId();
+        if (id === undefined) throw badSandboxId();
         try {
           const sample = await sandboxes.lastMetric(teamOf(res), id);
           return sample === undefined ? [] : [[id, toMetric(sample)] as const];
@@ -179,17 +193,6 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
       }),
     );
     res.json({ sandboxes: Object.fromEntries(answers.flat()) });
-  };
-
-  /** No log of a sandbox is kept: known sandboxes have an empty one. */
-  const logs: RequestHandler = (req, res) => {
-    sandboxes.get(teamOf(res), idOf(req));
-    res.json({ logs: [], logEntries: [] });
-  };
-
-  const logsV2: RequestHandler = (req, res) => {
-    sandboxes.get(teamOf(res), idOf(req));
-    res.json({ logs: [] });
   };
 
   return {
@@ -205,22 +208,10 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     listAll,
     metrics,
     allMetrics,
-    logs,
-    logsV2,
   };
 }
 
 // --- reading a request ------------------------------------------------------------------------------------------
-
-function idOf(req: Request): string {
-  const id = parseSandboxId(String(req.params['sandboxID']));
-  if (id === undefined) throw badId();
-  return id;
-}
-
-function badId(): ServiceError {
-  return new ServiceError('invalid_argument', 'Invalid sandbox ID');
-}
 
 /** Accepting in silence what is not done would be worse than refusing it. */
 function refuseWhen(asked: boolean, feature: string): void {
@@ -336,7 +327,10 @@ function listFilter(query: URLSearchParams): ListFilter {
   const startedAfter = query.get('startedAfter');
   const since = startedAfter === null || startedAfter === '' ? undefined : Date.parse(startedAfter);
   if (since !== undefined && (Number.isNaN(since) || !DATE_TIME.test(startedAfter ?? ''))) {
-    throw new ServiceError('invalid_argument', 'startedAfter: must be a date and time as RFC 3339 has it');
+    throw new ServiceError(
+      'invalid_argument',
+      'startedAfter: must be a date and time with a zone, as RFC 3339 has it',
+    );
   }
   const template = query.get('template') ?? '';
   return {

@@ -3,7 +3,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { outsideScope, traced } from '../observability/scope';
-import type { Outcome } from './endings';
+import type { KernelDeath, Outcome } from './endings';
 import type { Execution, ExecutionHost } from './execution';
 import { GatewayRefusal } from './gateway';
 import type { Gateway } from './gateway';
@@ -19,6 +19,9 @@ const MAX_STARTS = 3;
 /** Ends of a kernel after which there is, or can be, another one. */
 const REPLACED: ReadonlySet<KernelEnd> = new Set(['restarting', 'dead', 'forgotten']);
 
+/** Told of each kernel that ended without having been asked to by the API. */
+export type OnKernelDeath = (ended: { contextId: string; language: string; death: KernelDeath }) => void;
+
 export interface ContextOptions {
   id: string;
   /** Normalised name. */
@@ -33,6 +36,7 @@ export interface ContextOptions {
   home: string;
   kernelTimeoutMs: number;
   logger: Logger;
+  onKernelDeath?: OnKernelDeath | undefined;
   /** Of a kernel that runs already. */
   kernelId?: string;
   /** It is at work, and answers when it is through. */
@@ -275,7 +279,7 @@ export class Context implements ExecutionHost {
       kernelName: this.kernelName,
       readyTimeoutMs: this.options.kernelTimeoutMs,
       logger: this.logger,
-      onEnd: (end) => outsideScope(() => this.onKernelEnd(client, end)),
+      onEnd: (end, death) => outsideScope(() => this.onKernelEnd(client, end, death)),
       isBusy,
       ...options,
     });
@@ -402,8 +406,11 @@ export class Context implements ExecutionHost {
     }
   }
 
-  private onKernelEnd(client: KernelClient, end: KernelEnd): void {
+  private onKernelEnd(client: KernelClient, end: KernelEnd, death: KernelDeath): void {
     if (client !== this.client) return;
+    if (end === 'dead' || end === 'restarting') {
+      this.options.onKernelDeath?.({ contextId: this.id, language: this.languageName, death });
+    }
     if (end === 'dead' || end === 'forgotten') this.kernelId = undefined;
     if (end === 'restarting') this.renewed();
     if (this.ready !== client) return; // `start` is at work and sees it

@@ -4,6 +4,7 @@ import type { Context as ContextListing } from '../../protocol/interpreter';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { Context } from './context';
+import type { OnKernelDeath } from './context';
 import { tellLost } from './endings';
 import { Execution } from './execution';
 import type { ExecutionRecord } from './execution-record';
@@ -36,6 +37,7 @@ export interface ContextsOptions {
   interruptGraceMs: number;
   home: string;
   logger: Logger;
+  onKernelDeath?: OnKernelDeath | undefined;
 }
 
 /**
@@ -194,7 +196,7 @@ export class Contexts {
     isDefault: boolean,
     existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
   ): Context {
-    const { home, kernelTimeoutMs } = this.options;
+    const { home, kernelTimeoutMs, onKernelDeath } = this.options;
     return new Context({
       id: randomUUID(),
       language,
@@ -206,6 +208,7 @@ export class Contexts {
       home,
       kernelTimeoutMs,
       logger: this.logger,
+      onKernelDeath,
       ...existing,
     });
   }

@@ -6,6 +6,7 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { answer } from './app';
 import type { AppOptions } from './app';
+import type { OnKernelDeath } from './context';
 import { Contexts } from './contexts';
 import type { Machine } from './contexts';
 import { sendError } from './error-response';
@@ -36,6 +37,8 @@ export interface InterpreterOptions {
   remedyFor?: ((language: string) => string | undefined) | undefined;
   /** The user's home as clients name it. */
   home?: string;
+  /** A kernel of a machine ended by itself; must not throw. */
+  onKernelDeath?: ((machineId: string, ended: Parameters<OnKernelDeath>[0]) => void) | undefined;
   /** Settings of executions; see `config.ts`. */
   executions?: Partial<ExecutionSettings>;
 }
@@ -336,6 +339,7 @@ export class Interpreter {
         interruptGraceMs: this.settings.interruptGraceMs,
         home,
         logger,
+        onKernelDeath: (ended) => this.options.onKernelDeath?.(machine.id, ended),
       }),
       answers: new Set(),
       isUnclaimed: false,

@@ -37,6 +37,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     resume: (id) => observed('resume', id, () => runtime.resume(id)),
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),
+    output: (id) => observed('output', id, () => runtime.output(id)),
     close: () => runtime.close(),
   };
 }

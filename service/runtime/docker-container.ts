@@ -1,5 +1,5 @@
 import type Dockerode from 'dockerode';
-import type { InstanceRecord, InstanceSpec, InstanceStats, Resources } from './runtime';
+import type { InstanceRecord, InstanceSpec, InstanceStats, OutputLine, Resources } from './runtime';
 
 /** Where the agent finds the service's socket: the read-only mount of the tunnel's directory. */
 export const TUNNEL_DIR_INSIDE = '/run/cellbox';
@@ -162,4 +162,20 @@ export function toStats(stats: Dockerode.ContainerStats): InstanceStats {
     memoryLimitBytes: memory.limit,
     pids: stats.pids_stats?.current ?? 0,
   };
+}
+
+/** Bytes before each piece of a log: which stream, three zeros, length. */
+const FRAME_HEAD_BYTES = 8;
+
+/** The engine's log of a container without a terminal, read with time stamps. */
+export function toOutput(log: Buffer): OutputLine[] {
+  const lines: OutputLine[] = [];
+  for (let at = 0; at + FRAME_HEAD_BYTES <= log.length;) {
+    const begin = at + FRAME_HEAD_BYTES;
+    at = begin + log.readUInt32BE(at + 4);
+    const [stamp = '', text = ''] = log.toString('utf8', begin, at).split(/ (.*)/s);
+    const time = Date.parse(stamp);
+    lines.push(Number.isNaN(time) ? { text: `${stamp} ${text}` } : { at: time, text });
+  }
+  return lines;
 }

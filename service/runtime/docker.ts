@@ -13,6 +13,7 @@ import {
   TUNNEL_DIR_INSIDE,
   containerOptions,
   resourceLimits,
+  toOutput,
   toRecord,
   toStats,
 } from './docker-container';
@@ -22,6 +23,7 @@ import { removeContainer, runHelper } from './docker-helper';
 import { CLEAR_RULES, SET_RULES, ensureNetwork, networkNames } from './docker-network';
 import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
 import type { NetworkNames } from './docker-network';
+import { MAX_OUTPUT_LINES } from './runtime';
 import type {
   Check,
   DialOptions,
@@ -31,6 +33,7 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  OutputLine,
   Resources,
   Runtime,
 } from './runtime';
@@ -541,6 +544,16 @@ class DockerRuntime implements Runtime {
       10_000,
     );
     return toStats(stats);
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    const container = this.docker.getContainer(this.containerName(id));
+    // The log of a container has 1 MiB at most; see `containerOptions`.
+    const log = await callEngine(
+      'read the log of the sandbox',
+      container.logs({ follow: false, stdout: true, stderr: true, timestamps: true, tail: MAX_OUTPUT_LINES }),
+    );
+    return toOutput(log);
   }
 
   // ---- check -------------------------------------------------------------------------------------------------------

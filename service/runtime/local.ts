@@ -36,8 +36,10 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  OutputLine,
   Runtime,
 } from './runtime';
+import { MAX_OUTPUT_LINES } from './runtime';
 import { TunnelServer } from './tunnel';
 
 /**
@@ -90,6 +92,8 @@ const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const WATCH_EVERY_MS = 1_000;
 const LOG_LIMIT_BYTES = 1024 * 1024;
+/** Of the log, what `output` looks at: between two looks at its size a hostile program may write any amount. */
+const OUTPUT_BYTES = 256 * 1024;
 const NEEDED_DISK_BYTES = 100 * 1024 * 1024;
 /** Longest path of a Unix socket, by the size of the kernel's structure. */
 const SOCKET_PATH_BYTES = process.platform === 'linux' ? 107 : 103;
@@ -618,6 +622,32 @@ class LocalRuntime implements Runtime {
       memoryLimitBytes: state.memoryLimitBytes,
       pids: members.length,
     };
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    if (!/^[a-z0-9]+$/.test(id)) throw notFound(id);
+    let file: fs.FileHandle;
+    try {
+      file = await fs.open(
+        path.join(this.directory(id), 'log'),
+        fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW,
+      );
+    } catch (error) {
+      throw notFound(id, error);
+    }
+    try {
+      const { size } = await file.stat();
+      const length = Math.min(size, OUTPUT_BYTES);
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
+      const lines = buffer.toString('utf8', 0, bytesRead).split('\n');
+      if (length < size) lines.shift(); // its beginning was not read
+      return lines
+        .filter((text) => text !== '')
+        .slice(-MAX_OUTPUT_LINES)
+        .map((text) => ({ text }));
+    } finally {
+      await file.close();
+    }
   }
 
   async close(): Promise<void> {

@@ -69,6 +69,16 @@ export interface InstanceStats {
   pids: number;
 }
 
+/** One line that a program of the machine's own wrote: supervisor, agent, gateway. */
+export interface OutputLine {
+  /** Milliseconds since the epoch, where the engine notes it. */
+  at?: number;
+  text: string;
+}
+
+/** The most that `output` gives. */
+export const MAX_OUTPUT_LINES = 1_000;
+
 /** One named precondition for creating sandboxes, as `/health` reports it. */
 export interface Check {
   name: string;
@@ -105,5 +115,10 @@ export interface Runtime {
   resume(id: string): Promise<void>;
   stop(id: string): Promise<void>;
   stats(id: string): Promise<InstanceStats>;
+  /**
+   * The newest lines that the machine's own programs wrote, oldest first, as far as the engine keeps them. Anyone who is
+   * root inside can write there, too. Works on a paused machine; rejects with `not_found` when it is gone.
+   */
+  output(id: string): Promise<OutputLine[]>;
   close(): Promise<void>;
 }

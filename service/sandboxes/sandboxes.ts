@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SignedQuery } from '../../protocol/routing';
 import { MIN_REFRESH_SECONDS } from '../../protocol/control-plane';
+import type { LogLevel } from '../../protocol/control-plane';
 import { fileSignature } from '../../protocol/signature';
 import { ServiceError } from '../errors';
 import type { ErrorCode } from '../errors';
@@ -21,6 +22,9 @@ import { CreateRates } from './quotas';
 import type { TeamLimits } from './quotas';
 import { Reaper } from './reaper';
 import { Replays } from './replays';
+import { SandboxLog } from './sandbox-log';
+import type { EndReason } from './sandbox-log';
+import type { LogRecord } from './log-files';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import { SandboxStarter } from './starter';
 import type { Store } from './store';
@@ -67,6 +71,8 @@ export interface SandboxesOptions {
   metricsIntervalMs?: number;
   /** Machines kept ready, by template id. Absent: none, and every create starts its own. */
   pool?: Pick<PoolsOptions, 'warmer' | 'sizes' | 'parallel' | 'checkEveryMs' | 'freeMemoryMB'>;
+  /** Where the logs of sandboxes are kept. Absent: only what machines themselves keep is told. */
+  logDirectory?: string;
   now?: () => number;
 }
 
@@ -147,6 +153,8 @@ export class Sandboxes {
   readonly pools: Pools | undefined;
   private readonly reaper: Reaper;
   private readonly metrics: MetricsSampler;
+  private readonly log: SandboxLog;
+  private isAdopting = false;
   private closing: Promise<void> | undefined;
 
   constructor(options: SandboxesOptions) {
@@ -171,6 +179,14 @@ export class Sandboxes {
       intervalMs: options.metricsIntervalMs ?? METRICS_INTERVAL_MS,
       logger: options.logger,
       now: this.now,
+    });
+    this.log = new SandboxLog({
+      runtime,
+      logger,
+      directory: options.logDirectory,
+      now: this.now,
+      // Until all are taken over, any may be.
+      isLive: (id) => this.isAdopting || this.live.has(id),
     });
   }
 
@@ -251,6 +267,24 @@ export class Sandboxes {
     return this.metrics.last(id);
   }
 
+  /**
+   * What happened to a sandbox and what its machine's own programs said, oldest first; until a day after its end. A
+   * starting one has none yet.
+   */
+  async readLog(teamId: string, id: string): Promise<LogRecord[]> {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) return this.log.read(this.entry(teamId, id).sandbox);
+    const records = await this.log.readEnded(id, teamId);
+    if (records.length === 0) throw gone(id);
+    return records;
+  }
+
+  /** Adds a line to the log of a sandbox; nothing when there is no such sandbox. For parts that know more of it. */
+  note(id: string, level: LogLevel, message: string, fields: Record<string, string>): void {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) this.log.note(sandbox, level, message, fields);
+  }
+
   // --- creating -------------------------------------------------------------------------------------------------
 
   /**
@@ -323,7 +357,7 @@ export class Sandboxes {
       },
       take: (sandbox, pooled) => {
         if (pooled) onPooled();
-        this.begin(sandbox);
+        this.begin(sandbox, pooled);
       },
     });
     start.settled = started.catch(() => undefined);
@@ -372,10 +406,11 @@ export class Sandboxes {
     return template;
   }
 
-  private begin(sandbox: RunningSandbox): void {
+  private begin(sandbox: RunningSandbox, pooled: boolean): void {
     const { id, templateAlias, endAt } = sandbox;
     this.take({ sandbox, phase: 'running', announced: true, transition: undefined });
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
+    this.log.created(sandbox, pooled);
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
     this.tell('onReady', (events) => events.onReady?.(sandbox));
   }
@@ -394,7 +429,8 @@ export class Sandboxes {
     // While the service stops, the machines are the next one's business.
     if (this.live.get(id) !== entry || this.closing !== undefined) return;
     this.options.logger.warn({ sandboxId: id, end }, 'sandbox ended by itself');
-    this.endNow(entry).catch((error: unknown) =>
+    const detail = end.reason === 'exited' ? end.detail : 'it was stopped';
+    this.endNow(entry, { reason: 'machine_ended', detail }).catch((error: unknown) =>
       this.options.logger.error({ sandboxId: id, err: error }, 'forgetting a sandbox failed'),
     );
   }
@@ -454,12 +490,14 @@ export class Sandboxes {
     const entry = this.live.get(id);
     // Whatever changes its state meanwhile gives it a deadline, or takes it away.
     if (entry?.phase !== 'running') return;
-    const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
+    const work = entry.sandbox.autoPause
+      ? this.pauseEntry(entry, 'deadline')
+      : this.endNow(entry, { reason: 'deadline' });
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
       if (this.live.get(id) === entry && entry.phase === 'running') {
         // It could not be frozen: its time is up all the same.
-        return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
+        return this.endNow(entry, { reason: 'deadline' }).catch(() => undefined); // logged where the machine is stopped
       }
       return undefined;
     });
@@ -477,11 +515,11 @@ export class Sandboxes {
         `Sandbox ${quoted(id)} is already paused or changing state`,
       );
     }
-    await this.pauseEntry(entry);
+    await this.pauseEntry(entry, 'request');
   }
 
   /** Of one that runs. */
-  private pauseEntry(entry: Entry): Promise<void> {
+  private pauseEntry(entry: Entry, reason: 'request' | 'deadline'): Promise<void> {
     const { sandbox } = entry;
     const { store, logger } = this.options;
     // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
@@ -503,12 +541,14 @@ export class Sandboxes {
         this.setDeadline(entry, before);
         this.metrics.start(sandbox);
         this.tell('onResumed', (events) => events.onResumed?.(sandbox));
+        this.log.note(sandbox, 'error', 'The sandbox could not be paused and goes on', { reason });
         throw error;
       }
       if (isOver(entry)) throw gone(sandbox.id);
       this.step(entry, 'frozen');
       await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
       logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
+      this.log.note(sandbox, 'info', 'The sandbox was paused', { reason });
     });
   }
 
@@ -527,7 +567,7 @@ export class Sandboxes {
     while (entry.transition !== undefined) await entry.transition;
     if (isOver(entry)) throw ending(id);
     if (entry.phase === 'paused') {
-      await this.resumeEntry(entry, options.timeoutSeconds);
+      await this.resumeEntry(entry, options.timeoutSeconds, 'request');
       resumed = true;
     } else if (options.mustBePaused === true) {
       throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is already running`);
@@ -560,11 +600,11 @@ export class Sandboxes {
     const { autoResume, timeoutSeconds } = entry.sandbox;
     if (!autoResume) throw gone(id);
     const seconds = Math.min(Math.max(timeoutSeconds, MIN_WOKEN_SECONDS), this.options.maxTimeoutSeconds);
-    await soon(this.resumeEntry(entry, seconds));
+    await soon(this.resumeEntry(entry, seconds, 'traffic'));
   }
 
   /** Of one that is paused. */
-  private resumeEntry(entry: Entry, timeoutSeconds: number): Promise<void> {
+  private resumeEntry(entry: Entry, timeoutSeconds: number, reason: 'request' | 'traffic'): Promise<void> {
     const { sandbox } = entry;
     const { store, logger } = this.options;
     this.step(entry, 'resume');
@@ -589,6 +629,7 @@ export class Sandboxes {
       sandbox.runStartedAt = runStartedAt;
       this.setDeadline(entry, runStartedAt + timeoutSeconds * 1000);
       logger.info({ sandboxId: sandbox.id, endAt: sandbox.endAt }, 'sandbox resumed');
+      this.log.note(sandbox, 'info', 'The sandbox was resumed', { reason });
       this.metrics.start(sandbox);
       if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
       else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, pausedAt));
@@ -636,17 +677,20 @@ export class Sandboxes {
       start.abort.abort();
       return;
     }
-    await this.endNow(this.entry(teamId, id));
+    await this.endNow(this.entry(teamId, id), { reason: 'request' });
   }
 
-  private async endNow(entry: Entry): Promise<void> {
+  private async endNow(entry: Entry, why: EndReason): Promise<void> {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;
     this.live.delete(id);
     this.step(entry, 'end');
     this.reaper.clear(id);
     this.killing.set(id, teamId);
-    this.stopper.stop(id, entry.transition);
+    const noted = this.log.ended(entry.sandbox, why);
+    void this.log.prune();
+    const after = entry.transition;
+    this.stopper.stop(id, after === undefined ? noted : after.then(() => noted));
     this.pools?.wake();
     this.metrics.forget(id);
     this.tell('onEnded', (events) => events.onEnded?.(id));
@@ -662,16 +706,26 @@ export class Sandboxes {
   // --- start and end of the service -----------------------------------------------------------------------------
 
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
-  adopt(): Promise<{ adopted: number; removed: number }> {
+  async adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
       const { state } = sandbox;
       const announced = state === 'running';
       this.take({ sandbox, phase: state, announced, transition: undefined });
+      this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
       if (!announced) return;
       this.metrics.start(sandbox);
       this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
     };
-    return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take });
+    const onRemoved = (sandbox: Pick<Sandbox, 'id' | 'teamId'>, detail: string): void => {
+      void this.log.ended(sandbox, { reason: 'service_restarted', detail });
+    };
+    this.isAdopting = true;
+    try {
+      return await adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take, onRemoved });
+    } finally {
+      this.isAdopting = false;
+      void this.log.prune();
+    }
   }
 
   /**
@@ -692,10 +746,14 @@ export class Sandboxes {
     const timeout = new AbortController();
     const work = async () => {
       await Promise.all(starts.map((start) => start.settled));
-      if (onStop === 'kill') await Promise.all([...this.live.values()].map((entry) => this.endNow(entry)));
+      if (onStop === 'kill')
+        await Promise.all(
+          [...this.live.values()].map((entry) => this.endNow(entry, { reason: 'service_stopped' })),
+        );
       else await Promise.all([...this.live.values()].map((entry) => entry.transition));
       await emptied;
       await this.stopper.settled();
+      await this.log.settled();
     };
     try {
       await Promise.race([

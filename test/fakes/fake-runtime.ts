@@ -11,6 +11,7 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  OutputLine,
   Runtime,
 } from '../../service/runtime/runtime';
 
@@ -44,6 +45,8 @@ export class FakeMachine {
   /** What the agent was told last. */
   accessToken: string | undefined;
   env: Record<string, string>;
+  /** What its programs said. */
+  readonly output: OutputLine[] = [];
   /** Answers of the agent to `/init` and `/health`, when it is not well. */
   agentStatus: number | undefined;
   private end: (end: InstanceEnd) => void = () => undefined;
@@ -268,6 +271,11 @@ export class FakeRuntime implements Runtime {
       memoryLimitBytes: resources.memoryMB * 1_048_576,
       pids: 7,
     };
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    await nextTurn();
+    return [...this.engine.machine(id).output];
   }
 
   close(): Promise<void> {

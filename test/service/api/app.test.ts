@@ -418,6 +418,40 @@ describe('control plane', () => {
       });
     });
 
+    it('moves its end as it is told: a time-out both ways, a refresh only later and by 15 s at least', async () => {
+      const id = await api.create({ timeout: 100 });
+      const end = async () => {
+        const { endAt } = (await api.ask('GET', `/sandboxes/${id}`)).body as { endAt: string };
+        return Date.parse(endAt);
+      };
+      const move = async (path: string, body: unknown): Promise<number> => {
+        const before = Date.now();
+        const answer = await api.ask('POST', `/sandboxes/${id}/${path}`, { body });
+        expect([body, answer.status]).toEqual([body, 204]);
+        return ((await end()) - before) / 1000;
+      };
+      const about = (seconds: number) => expect.closeTo(seconds, -1) as number; // within 5 s
+      expect(await move('refreshes', {})).toEqual(about(100));
+      expect(await move('timeout', { timeout: 5, unheardOf: true })).toEqual(about(5));
+      expect(await move('refreshes', { duration: 0 })).toEqual(about(15));
+      expect(await move('refreshes', { duration: null })).toEqual(about(15));
+      expect(await move('refreshes', { duration: 3600 })).toEqual(about(3600));
+      expect(await move('refreshes', { duration: 20 })).toEqual(about(3600));
+      expect(await move('timeout', { timeout: 2 ** 31 - 1 })).toEqual(about(CONFIG.maxTimeoutSeconds));
+      const last = await end();
+      for (const [path, body] of [
+        ...[3601, -1, 1.5, '10', true].map((duration) => ['refreshes', { duration }]),
+        ...[-1, 1.5, '10', null, 2 ** 31, undefined].map((timeout) => ['timeout', { timeout }]),
+      ] as Array<[string, object]>) {
+        const answer = await api.ask('POST', `/sandboxes/${id}/${path}`, { body });
+        expect([body, answer.status]).toEqual([body, 400]);
+        expect(await end()).toBe(last);
+      }
+      await api.ask('POST', `/sandboxes/${id}/pause`);
+      expect((await api.ask('POST', `/sandboxes/${id}/refreshes`)).status).toBe(404); // not running
+      expect((await api.ask('POST', '/sandboxes/inone/refreshes')).status).toBe(404);
+    });
+
     it.each([
       ['connect', { timeout: 1, memory: false }],
       ['pause', { memory: false }],
@@ -457,12 +491,6 @@ describe('control plane', () => {
       });
       expect((await api.ask('GET', '/sandboxes/metrics')).status).toBe(400);
       expect((await api.ask('GET', `/sandboxes/metrics?sandbox_ids=${'a,'.repeat(101)}`)).status).toBe(400);
-    });
-
-    it('has an empty log', async () => {
-      const id = await api.create();
-      expect((await api.ask('GET', `/sandboxes/${id}/logs`)).body).toEqual({ logs: [], logEntries: [] });
-      expect((await api.ask('GET', `/v2/sandboxes/${id}/logs`)).body).toEqual({ logs: [] });
     });
   });
 
@@ -558,6 +586,8 @@ describe('control plane', () => {
       'metadata=a%3D%25zz',
       'startedAfter=yesterday',
       'startedAfter=1',
+      'startedAfter=2026-01-01T00:00:00',
+      'startedAfter=2026-01-01T00:00:00+02:00', // a plus sign that was not encoded is a space
       'nextToken=%00',
       'nextToken=A',
     ])('refuse %s', async (query) => {

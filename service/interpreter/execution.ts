@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import type { OutputEvent } from '../../protocol/interpreter';
 import type { Logger } from '../log';
@@ -28,6 +29,8 @@ const ENVIRONMENT_DEADLINE_MS = 30_000;
 const DRAIN_DEADLINE_MS = 5_000;
 /** Between the reply to a cell that asked its kernel to end, and that end. */
 const EXIT_GRACE_MS = 5_000;
+/** For the kernel to be gone that is killed at its time limit; then the end is told all the same. */
+const KILL_DEADLINE_MS = 5_000;
 /** How often an execution that was not yet sent starts over because the kernel ended under it. */
 const MAX_ATTEMPTS = 3;
 
@@ -91,6 +94,8 @@ export class Execution implements KernelUser {
   private stop: Stop | undefined;
   /** Settles when no interrupt of ours is on its way to the kernel: a later cell must not get it. */
   private interrupting: Promise<unknown> = Promise.resolve();
+  /** The kernel is being killed for the time limit; settles when it is gone. */
+  private killing: Promise<void> | undefined;
   /** The cell has asked its kernel to end. */
   private leaving = false;
   /** Of an error that was not told, as the time limit is. */
@@ -145,6 +150,7 @@ export class Execution implements KernelUser {
 
   finish(outcome: Outcome): void {
     if (this.outcome !== undefined) return;
+    if (this.killing !== undefined && outcome.type === 'client_gone') return; // the limit was first
     this.outcome = outcome;
     clearTimeout(this.grace);
     // The cell of one that a pause has ended goes on, within its limit.
@@ -185,7 +191,9 @@ export class Execution implements KernelUser {
   }
 
   onKernelEnd(end: KernelEnd, death: KernelDeath): void {
-    if (end === 'closed') this.finish({ type: 'restarted' });
+    if (this.killing !== undefined) {
+      // Ours, and told when it is done.
+    } else if (end === 'closed') this.finish({ type: 'restarted' });
     else if (end === 'lost') this.finish({ type: 'lost' });
     else this.finish({ type: 'died', death, asked: this.leaving });
     this.resolveSettled?.();
@@ -259,7 +267,7 @@ export class Execution implements KernelUser {
       if (this.outcome?.type === 'client_gone' && !settled) await this.interruptUntil(whenSettled);
       // Ends with the cell, or with the kernel. What comes next would only wait in the kernel, and its limit would run.
       if (this.outcome?.type === 'paused') await whenSettled;
-      if (this.outcome?.type === 'timeout_killed') await this.kill();
+      await this.killing;
       await this.interrupting;
     } finally {
       this.limit.clear();
@@ -302,10 +310,7 @@ export class Execution implements KernelUser {
   private onTimeout(): void {
     if (this.concluding) return; // the cell is through; what is left has deadlines of its own
     this.stop = 'timeout';
-    this.limit.start(this.options.interruptGraceMs, () => {
-      this.finish({ type: 'timeout_killed' });
-      if (this.outcome?.type === 'paused') void this.kill(); // nobody is there to be told
-    });
+    this.limit.start(this.options.interruptGraceMs, () => void this.kill());
     void this.sendInterrupt();
   }
 
@@ -321,12 +326,22 @@ export class Execution implements KernelUser {
     return sent;
   }
 
+  /**
+   * The end is told when the kernel is gone: a service that dies in between must not have said so of one that lives.
+   * Never rejects.
+   */
   private async kill(): Promise<void> {
-    try {
-      await this.host.killKernel();
-    } catch (error) {
-      this.host.logger.error({ err: error }, 'a kernel beyond its time limit could not be killed');
-    }
+    this.concluding = true; // whatever the cell still says, its variables are lost
+    // Noted before it is done: the kernel's end is heard within the call.
+    this.killing = Promise.resolve()
+      .then(() => this.host.killKernel())
+      .catch((error: unknown) =>
+        this.host.logger.error({ err: error }, 'a kernel beyond its time limit could not be killed'),
+      );
+    const over = new AbortController();
+    await Promise.race([this.killing, delay(KILL_DEADLINE_MS, undefined, { signal: over.signal })]);
+    over.abort();
+    this.finish({ type: 'timeout_killed' });
   }
 
   onMessage(message: KernelMessage.IIOPubMessage): void {

@@ -186,6 +186,8 @@ export class FakeGateway {
   onInterrupt: ((kernel: FakeKernel) => void) | undefined;
   /** Starts wait for this. */
   gate: Promise<void> | undefined;
+  /** Restarts do. */
+  restartGate: Promise<void> | undefined;
   /** What the next kernels answer to `kernel_info_request`; undefined is silence. */
   info: ((kernel: FakeKernel) => Record<string, unknown> | undefined) | undefined;
   /** False: clients get the framing of old servers. */
@@ -315,6 +317,7 @@ export class FakeGateway {
     if (kernel === undefined) return answer(404, { message: `Kernel does not exist: ${id}` });
     switch (action) {
       case 'restart':
+        await this.restartGate;
         kernel.renew();
         return answer(200, model(kernel));
       case 'interrupt':

@@ -172,6 +172,17 @@ describe('how executions end', () => {
     expect(restarts.map(({ query }) => query.get('now'))).toEqual(['true']);
   });
 
+  it('by the time limit, not obeyed: it is not said before the kernel is gone', async () => {
+    script('stubborn', () => undefined);
+    let killed!: () => void;
+    harness.gateway.restartGate = new Promise((resolve) => (killed = resolve));
+    const id = await harness.detach({ code: 'stubborn', timeout_ms: 30 });
+    await harness.gateway.until(() => harness.gateway.rest('POST', /restart$/)[0]);
+    expect(await harness.info(id)).toMatchObject({ state: 'running' });
+    killed();
+    expect((await harness.events(id)).at(-1)).toEqual(end('timeout_killed', { state_survived: false }));
+  });
+
   it('not by a limit that passes while they wait for their turn', async () => {
     let first!: FakeExecution;
     script('first', (execution) => (first = execution));

@@ -42,33 +42,16 @@ export function callerOf(context: HandlerContext): SandboxUser {
   return caller;
 }
 
-interface JsonAnswer {
-  first: IteratorResult<string, void>;
-  rest: AsyncGenerator<string, void>;
-}
-
-const jsonAnswerKey = createContextKey<JsonAnswer | undefined>(undefined);
+const jsonAnswerKey = createContextKey<Uint8Array | undefined>(undefined);
 
 /** Whether a unary call's answer will be JSON. */
 export function wantsJson(context: HandlerContext): boolean {
   return context.requestHeader.get('content-type')?.startsWith('application/json') === true;
 }
 
-/**
- * Gives the text of a unary call's answer, in pieces, in place of the message that its method returns: for long ones.
- * Resolves with the first piece. What fails until then rejects, and is answered as any error; what fails later breaks
- * the connection off.
- */
-export async function answerWithJson(
-  context: HandlerContext,
-  pieces: AsyncGenerator<string, void>,
-): Promise<void> {
-  context.values.set(jsonAnswerKey, { first: await pieces.next(), rest: pieces });
-}
-
-async function* bytesOf({ first, rest }: JsonAnswer): AsyncGenerator<Uint8Array> {
-  if (first.done !== true) yield Buffer.from(first.value);
-  for await (const piece of rest) yield Buffer.from(piece);
+/** Gives the text of a unary call's answer in place of the message that its method returns: for long ones. */
+export function answerWithJson(context: HandlerContext, text: string): void {
+  context.values.set(jsonAnswerKey, Buffer.from(text));
 }
 
 /** Answers the RPCs of both services, in the Connect protocol with either codec. */
@@ -98,13 +81,10 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
     try {
       const answer = await handler(call);
       const json = values.get(jsonAnswerKey);
+      // Not when the method failed after all: its error is the answer then.
       if (json !== undefined && answer.status === 200) {
-        answer.header?.delete('content-length'); // of the message in whose place this is
-        answer.body = bytesOf(json);
-        // Nobody takes the rest when the client has left in the middle.
-        response.once('close', () => void json.rest.return());
-      } else {
-        await json?.rest.return(); // the method failed after all: its error is the answer
+        answer.header?.set('content-length', String(json.length));
+        answer.body = once(json);
       }
       await universalResponseToNodeResponse(answer, response);
     } catch (error) {
@@ -113,6 +93,10 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
       response.destroy();
     }
   };
+}
+
+async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
+  yield bytes;
 }
 
 /** Without this, whatever is not a ConnectError reaches the caller as an internal error that says nothing. */

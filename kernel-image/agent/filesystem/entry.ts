@@ -7,7 +7,6 @@ import { readMetadata } from '../xattr';
 import type { DiskPath, Metadata } from '../xattr';
 import { callerSpelling } from './disk-path';
 import { readFileState } from './file-state';
-import type { NameWithin } from './file-state';
 import { readOwners } from './owners';
 import type { Owners } from './owners';
 
@@ -59,8 +58,6 @@ export function readEntry(context: AgentContext, caller: SandboxUser, apiPath: s
  * The same for a known place on disk. Synchronous: three system calls of microseconds, where the thread pool's detours
  * would cost ten times that.
  *
- * `within` is the same place, when its directory is open already.
- *
  * About the file itself, with two exceptions: a link has the type and the mode of what it leads to.
  */
 export function describe(
@@ -68,9 +65,8 @@ export function describe(
   apiPath: string,
   diskPath: DiskPath,
   name = path.posix.basename(apiPath) || '/',
-  within?: NameWithin,
 ): FileEntry {
-  const own = readFileState(diskPath, within);
+  const own = readFileState(diskPath);
   const isLink = kindOf(own.mode) === S_IFLNK;
   const mode = isLink ? followedMode(diskPath) : own.mode;
   const type = TYPES.get(kindOf(mode)) ?? FileType.UNSPECIFIED;

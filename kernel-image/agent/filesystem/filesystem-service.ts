@@ -85,35 +85,17 @@ export function createFilesystemService(context: AgentContext): Partial<ServiceI
     listDir: async (request, call) => {
       const { user, apiPath } = caller(call, request.path);
       const view = entryView(context, user);
-      const depth = request.depth || 1;
-      const list = <T>(tell: (entry: FileEntry) => T): AsyncGenerator<T[], void> =>
-        listDirectory(view, apiPath, users.toDisk(apiPath), depth, tell);
-      if (!wantsJson(call) || isLegacyClient(call)) {
-        return { entries: await collect(list((entry) => forClient(call, entry))) };
+      const list = <T>(tell: (entry: FileEntry) => T): Promise<T[]> =>
+        listDirectory(view, apiPath, users.toDisk(apiPath), request.depth || 1, tell);
+      if (wantsJson(call) && !isLegacyClient(call)) {
+        // Texts and no objects: of thousands that live to the end each is copied twice by the garbage collector.
+        const entries = await list((entry) => JSON.stringify(entryJson(entry)));
+        answerWithJson(call, `{"entries":[${entries.join(',')}]}`);
+        return {};
       }
-      // Texts and no objects: of thousands that live to the end each is copied twice by the garbage collector.
-      const groups = list((entry) => JSON.stringify(entryJson(entry)));
-      // With one level nothing fails after the first group: the client gets it while the next one is made.
-      await answerWithJson(call, inJson(depth === 1 ? groups : [await collect(groups)]));
-      return {};
+      return { entries: await list((entry) => forClient(call, entry)) };
     },
   };
-}
-
-async function collect<T>(groups: AsyncIterable<T[]>): Promise<T[]> {
-  const all: T[][] = [];
-  for await (const group of groups) all.push(group);
-  return all.flat();
-}
-
-/** The answer in JSON, in pieces: one for each group of entries. */
-async function* inJson(groups: AsyncIterable<string[]> | Iterable<string[]>): AsyncGenerator<string, void> {
-  let before = '{"entries":[';
-  for await (const group of groups) {
-    yield before + group.join(',');
-    before = ',';
-  }
-  yield before === ',' ? ']}' : `${before}]}`;
 }
 
 /** An empty path means the working directory elsewhere; no one means that when they remove or move. */

@@ -57,7 +57,10 @@ describe('the log of a sandbox', () => {
         message: 'The sandbox was paused',
         fields: { logger: 'service', reason: 'request' },
       }),
-      expect.objectContaining({ message: 'The sandbox was resumed', fields: { logger: 'service' } }),
+      expect.objectContaining({
+        message: 'The sandbox was resumed',
+        fields: { logger: 'service', reason: 'request' },
+      }),
     ]);
     expect(logs.map(({ timestamp }) => timestamp)).toEqual(logEntries.map(({ timestamp }) => timestamp));
     expect(JSON.parse(logs[0]?.line ?? '')).toEqual({

@@ -14,6 +14,7 @@ import { createProcessService } from './process/process-service';
 import type { ProcessTable } from './process/process-table';
 import { createRpc, MAX_REQUEST_BYTES } from './rpc';
 import type { RpcHandler } from './rpc';
+import type { SandboxMemory } from './sandbox-memory';
 import { checkSignature } from './signed-files';
 import { upload } from './upload';
 import type { SandboxUser, Users } from './users';
@@ -29,6 +30,7 @@ export interface AgentContext {
   state: AgentState;
   users: Users;
   processes: ProcessTable;
+  memory: SandboxMemory;
   meter: Meter;
   onState: (state: AgentState) => void;
 }

@@ -7,6 +7,7 @@ import { handOver } from './hand-over';
 import { log, reason } from './log';
 import { createMeter } from './metrics';
 import { ProcessTable } from './process/process-table';
+import { createSandboxMemory } from './sandbox-memory';
 import { readAgentSettings } from './settings';
 import { initialState } from './state';
 import type { GatewayPlace, ToAgent, ToSupervisor } from './supervision';
@@ -36,6 +37,7 @@ async function main(): Promise<void> {
     state: initialState(settings.defaultUser),
     users: createUsers(settings),
     processes: new ProcessTable(tell),
+    memory: createSandboxMemory(settings),
     meter: createMeter({ ...settings, isSupervised: supervised() }),
     onState: (state) => tell({ type: 'state', state }),
   };

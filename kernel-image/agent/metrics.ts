@@ -3,7 +3,7 @@ import type { ServerResponse } from 'node:http';
 import type { AgentMetrics } from '../../protocol/agent-metrics';
 import { sendJson } from './http-error';
 import { log, reason } from './log';
-import { CONTAINER_CGROUPS, readCgroup, readHost, readProcessTree } from './usage';
+import { readCgroup, readHost, readProcessTree, sandboxCgroups } from './usage';
 import type { Usage } from './usage';
 
 const MIB = 1_048_576;
@@ -57,9 +57,9 @@ interface Counters extends Required<Usage> {
 }
 
 async function readCounters(options: MeterOptions): Promise<Counters> {
-  const { singleUser, cgroups, isSupervised, now = () => performance.now() } = options;
+  const { singleUser, isSupervised, now = () => performance.now() } = options;
   const at = now();
-  const [group, host] = await Promise.all([readCgroup(singleUser ? cgroups : CONTAINER_CGROUPS), readHost()]);
+  const [group, host] = await Promise.all([readCgroup(sandboxCgroups(options)), readHost()]);
   // Version 1 may count memory in a group of ours and processors in one of the host's.
   const isPart = group.cpuMs === undefined || group.memoryUsed === undefined;
   const tree = singleUser && isPart ? await readProcessTree(isSupervised) : {};

@@ -16,13 +16,24 @@ export interface Usage {
 }
 
 /** Where a container finds its own groups, by both versions' usual layouts. */
-export const CONTAINER_CGROUPS = [
+const CONTAINER_CGROUPS = [
   '/sys/fs/cgroup',
   '/sys/fs/cgroup/memory',
   '/sys/fs/cgroup/cpu',
   '/sys/fs/cgroup/cpuacct',
   '/sys/fs/cgroup/cpu,cpuacct',
 ];
+
+/** The control groups that hold this sandbox and nothing else. */
+export function sandboxCgroups(options: {
+  singleUser: boolean;
+  cgroups: readonly string[];
+}): readonly string[] {
+  return options.singleUser ? options.cgroups : CONTAINER_CGROUPS;
+}
+
+/** A limit of version 1 that means none: the largest number of bytes in whole pages. */
+const NO_LIMIT = 2 ** 62;
 
 /** Names of both versions; the two that share a name are told apart by what is in them. */
 const CGROUP_FILES = [
@@ -66,7 +77,7 @@ export function parseCgroup(texts: CgroupTexts): Usage {
     integer(texts['memory.limit_in_bytes']),
     // Of the groups above as well.
     stat.get('hierarchical_memory_limit'),
-  ].filter((limit) => limit !== undefined);
+  ].filter((limit): limit is number => limit !== undefined && limit < NO_LIMIT);
   return withoutUndefined({
     cpuMs: cpuTime(texts),
     cpuCount: processors(texts),
@@ -185,8 +196,8 @@ function parseFields(text: string): Map<string, number> {
   );
 }
 
-/** Undefined for what is not a number that is zero or more: "max", -1, a file that is not there. */
-function integer(text: string | undefined): number | undefined {
+/** Undefined for what is not a number that is zero or more: "max", -1, a file that is not there. Pure. */
+export function integer(text: string | undefined): number | undefined {
   const trimmed = text?.trim() ?? '';
   return /^\d+$/.test(trimmed) ? Number(trimmed) : undefined;
 }

@@ -68,6 +68,8 @@ describe('parseCgroup', () => {
       'cpu.cfs_quota_us': '-1\n',
       'cpu.cfs_period_us': '100000\n',
       'cpuacct.usage': '0\n',
+      'memory.limit_in_bytes': '9223372036854771712\n',
+      'memory.stat': 'hierarchical_memory_limit 9223372036854771712\n',
     });
     expect(one).toEqual({ cpuMs: 0 });
   });

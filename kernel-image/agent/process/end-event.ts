@@ -1,4 +1,5 @@
 import os from 'node:os';
+import type { MemoryFigures } from '../sandbox-memory';
 
 /** How a process ended: by itself with a code, or by a signal. */
 export type Exit = { code: number } | { signal: string; dumpedCore?: boolean };
@@ -30,15 +31,26 @@ const SIGNAL_NAMES: Partial<Record<string, string>> = {
   SIGTERM: 'terminated',
 };
 
-/** Pure. */
-export function toEnd(exit: Exit): End {
+/** With figures when it was killed for memory, which only the error tells: clients read the rest by program. Pure. */
+export function toEnd(exit: Exit, outOfMemory?: MemoryFigures): End {
+  const told = outOfMemory === undefined ? '' : `: out of memory${inWords(outOfMemory)}`;
   if ('code' in exit) {
     const status = `exit status ${exit.code}`;
-    return { exitCode: exit.code, exited: true, status, ...(exit.code === 0 ? {} : { error: status }) };
+    const error = exit.code === 0 ? {} : { error: status + told };
+    return { exitCode: exit.code, exited: true, status, ...error };
   }
   const name = SIGNAL_NAMES[exit.signal] ?? exit.signal;
   const status = `signal: ${name}${exit.dumpedCore === true ? ' (core dumped)' : ''}`;
-  return { exitCode: -1, exited: false, status, error: status };
+  return { exitCode: -1, exited: false, status, error: status + told };
+}
+
+function inWords({ peakBytes, limitBytes }: MemoryFigures): string {
+  if (peakBytes === undefined) return '';
+  return ` (peak ${mebibytes(peakBytes)}${limitBytes === undefined ? '' : ` of ${mebibytes(limitBytes)}`})`;
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / 1_048_576)} MiB`;
 }
 
 /** Reads what `waitpid` says about a child that is no more. Pure. */

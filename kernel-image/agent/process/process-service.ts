@@ -163,7 +163,7 @@ async function startProcess(
     }),
     owner: users.canChown ? { uid: user.uid, gid: user.gid } : undefined,
   };
-  const running = await RunningProcess.start(async (onOutput): Promise<Started> => {
+  const running = await RunningProcess.start(context.memory, async (onOutput): Promise<Started> => {
     try {
       if (request.pty === undefined)
         return await startWithPipes(launch, { stdin: request.stdin ?? true, onOutput });

@@ -1,8 +1,11 @@
+import type { SandboxMemory } from '../sandbox-memory';
 import { afterAwake } from './awake-timer';
 import { Broadcast } from './broadcast';
 import type { Subscription } from './broadcast';
 import { toEnd } from './end-event';
 import type { End } from './end-event';
+import { watchMemory } from './out-of-memory';
+import type { OutOfMemory } from './out-of-memory';
 import type { Channel, OnOutput, Started } from './started';
 
 /** What a process tells those who follow it. */
@@ -31,6 +34,8 @@ export class RunningProcess {
   private readonly hurried: Promise<void>;
   private hurry: () => void = () => {};
   private hasExited = false;
+  /** By one of those who may here, so memory did not. */
+  private wasKilled = false;
   private inputClosed = false;
   private inputTurn: Promise<void> = Promise.resolve();
   private cancelDeadline: (() => void) | undefined;
@@ -38,14 +43,18 @@ export class RunningProcess {
   /**
    * `begin` is given where output goes. Whoever follows the process within the same turn of the event loop misses none.
    */
-  static async start(begin: (onOutput: OnOutput) => Started | Promise<Started>): Promise<RunningProcess> {
+  static async start(
+    memory: SandboxMemory,
+    begin: (onOutput: OnOutput) => Started | Promise<Started>,
+  ): Promise<RunningProcess> {
+    const outOfMemory = watchMemory(memory);
     const broadcast = new Broadcast<Happening>();
     const started = await begin((channel, bytes) => broadcast.publish({ type: 'output', channel, bytes }));
     broadcast.regulate({ pause: () => started.pauseOutput(), resume: () => started.resumeOutput() });
-    return new RunningProcess(started, broadcast);
+    return new RunningProcess(started, broadcast, outOfMemory);
   }
 
-  private constructor(started: Started, broadcast: Broadcast<Happening>) {
+  private constructor(started: Started, broadcast: Broadcast<Happening>, outOfMemory: OutOfMemory) {
     this.started = started;
     this.broadcast = broadcast;
     this.pid = started.pid;
@@ -54,7 +63,7 @@ export class RunningProcess {
     this.exited = started.exit.then(() => {
       this.hasExited = true;
     });
-    this.ended = this.run();
+    this.ended = this.run(outOfMemory);
   }
 
   /** Whether the process itself still exists. */
@@ -69,7 +78,10 @@ export class RunningProcess {
 
   /** To this one process, not its children. Its end then no longer waits for its output's. */
   signal(signal: NodeJS.Signals): void {
-    if (!this.hasExited) this.started.signal(signal);
+    if (!this.hasExited) {
+      this.started.signal(signal);
+      this.wasKilled ||= signal === 'SIGKILL';
+    }
     this.hurry();
   }
 
@@ -112,15 +124,17 @@ export class RunningProcess {
     this.started.resize(cols, rows);
   }
 
-  private async run(): Promise<End> {
+  private async run(outOfMemory: OutOfMemory): Promise<End> {
     const { started } = this;
     const exit = await started.exit;
+    // Counted now: whatever is killed while the output is read to its end is somebody else.
+    const figures = this.wasKilled ? undefined : outOfMemory(exit);
     const ended = await Promise.race([started.outputEnd.then(() => true), this.hurried.then(() => false)]);
     if (!ended) await Promise.race([started.outputEnd, pollAfter(LAST_OUTPUT_MS)]);
     this.cancelDeadline?.();
     started.closeOutput();
     started.closeInput();
-    const end = toEnd(exit);
+    const end = toEnd(exit, await figures);
     this.broadcast.end({ type: 'end', end });
     return end;
   }

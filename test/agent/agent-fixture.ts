@@ -58,7 +58,7 @@ export class Machine {
     wrapper: readonly string[] = [],
   ): Promise<ChildProcess> {
     const child = this.spawn(program, env, wrapper);
-    await this.server.firstConnection(AbortSignal.timeout(10_000));
+    await this.server.firstConnection(AbortSignal.timeout(30_000));
     return child;
   }
 
@@ -147,7 +147,7 @@ export async function readAll(stream: net.Socket): Promise<Buffer> {
 }
 
 /** Retries until it succeeds; for states that another process reaches in its own time. */
-export async function eventually<T>(attempt: () => T | Promise<T>, deadlineMs = 10_000): Promise<T> {
+export async function eventually<T>(attempt: () => T | Promise<T>, deadlineMs = 30_000): Promise<T> {
   const giveUpAt = Date.now() + deadlineMs;
   for (;;) {
     try {

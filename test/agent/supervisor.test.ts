@@ -187,7 +187,7 @@ describe('the supervisor', () => {
       expect((await machine.request('GET', '/health')).status).toBe(204);
     }
     await machine.restartService();
-    await machine.server.firstConnection(AbortSignal.timeout(5_000));
+    await machine.server.firstConnection(AbortSignal.timeout(30_000));
     await machine.server.setDeadline(Date.now() + 60_000);
     await machine.server.setDeadline(Date.now() - 60_000);
     await machine.server.close();
@@ -206,7 +206,7 @@ describe('the supervisor', () => {
     await new Promise((resolve) => setTimeout(resolve, 400));
     expect(child.exitCode).toBeNull();
     await machine.restartService();
-    await machine.server.firstConnection(AbortSignal.timeout(5_000));
+    await machine.server.firstConnection(AbortSignal.timeout(30_000));
   });
 
   it.each([

@@ -125,6 +125,11 @@ class CellboxKernelManager(AsyncIOLoopKernelManager):
         super().__init__(*args, **kwargs)
         self.activity = Activity(self)
 
+    def _connect_control_socket(self) -> None:
+        super()._connect_control_socket()
+        # A request to end that the old process never took must not wait for the next one, which has the same ports.
+        self._control_socket.linger = 0
+
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         # Until the new process speaks, a connection must not take the old one's `busy` for its state.
         self.execution_state = "starting"

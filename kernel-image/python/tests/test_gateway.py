@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from gateway_client import TOKEN, Gateway, Kernel
 from websocket import WebSocketBadStatusException
@@ -48,6 +49,18 @@ def test_a_kernel_restarts_in_the_home_directory_when_its_own_was_deleted(gatewa
     directory.rmdir()
     assert gateway.request("POST", f"/api/kernels/{kernel.id}/restart")[0] == 200
     assert started_with(kernel)[0] == home
+    kernel.close()
+
+
+def test_a_kernel_that_is_restarted_before_it_listens_is_not_ended_by_what_the_old_one_did_not_hear(gateway):
+    others = set(psutil.Process(gateway.process.pid).children(recursive=True))
+    kernel_id = gateway.request("POST", "/api/kernels", {})[1]["id"]
+    (process,) = set(psutil.Process(gateway.process.pid).children(recursive=True)) - others
+    process.suspend()
+    assert gateway.request("POST", f"/api/kernels/{kernel_id}/restart")[0] == 200
+    kernel = Kernel(gateway, kernel_id)
+    assert kernel.run("1 + 1").text == "2"
+    assert gateway.request("GET", f"/api/kernels/{kernel_id}")[1]["last_ending"] is None
     kernel.close()
 
 

@@ -97,7 +97,7 @@ describe('withLock()', () => {
     const file = path.join(scratch, 'lock');
     await fs.writeFile(file, text);
     let worked = false;
-    await withLock(file, silent, AbortSignal.timeout(5_000), async () => void (worked = true));
+    await withLock(file, silent, AbortSignal.timeout(30_000), async () => void (worked = true));
     expect(worked).toBe(true);
   });
 

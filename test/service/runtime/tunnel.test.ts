@@ -166,17 +166,17 @@ describe('TunnelServer', () => {
   });
 
   it('announces the first connection to those who wait for it and to those who come later', async () => {
-    const waiting = server.firstConnection(AbortSignal.timeout(5_000));
+    const waiting = server.firstConnection(AbortSignal.timeout(30_000));
     await idlePeer();
     await waiting;
-    await server.firstConnection(AbortSignal.timeout(5_000));
+    await server.firstConnection(AbortSignal.timeout(30_000));
   });
 
   it('stops waiting for a first connection at the signal and at close', async () => {
     await expect(server.firstConnection(AbortSignal.timeout(10))).rejects.toMatchObject({
       name: 'TimeoutError',
     });
-    const waiting = server.firstConnection(AbortSignal.timeout(5_000));
+    const waiting = server.firstConnection(AbortSignal.timeout(30_000));
     await server.close();
     await expect(waiting).rejects.toMatchObject({ code: 'unavailable' });
   });

@@ -34,6 +34,8 @@ export interface ContextsOptions {
   kernelTimeoutMs: number;
   /** For executions of an earlier service. */
   interruptGraceMs: number;
+  /** See `ExecutionRecords.lastUse`. */
+  lastUse: (contextId: string) => number | undefined;
   home: string;
   logger: Logger;
 }
@@ -175,7 +177,10 @@ export class Contexts {
     isDefault: boolean,
     existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
   ): Context {
-    const { home, kernelTimeoutMs } = this.options;
+    const { home, kernelTimeoutMs, lastUse } = this.options;
+    const known = existing.id === undefined ? undefined : lastUse(existing.id);
+    // One that is found may have been used longer ago than executions are kept.
+    const usedAt = known ?? (existing.kernelId === undefined ? undefined : Date.now());
     return new Context({
       id: randomUUID(),
       language,
@@ -187,6 +192,7 @@ export class Contexts {
       home,
       kernelTimeoutMs,
       logger: this.logger,
+      usedAt,
       ...existing,
     });
   }
@@ -246,6 +252,7 @@ export class Contexts {
     if (record !== undefined && ending !== undefined && ending.at > (record.startedAt ?? 0)) {
       waiting.delete(record);
       record.end(tellLost({ type: 'died', death: deathOf(ending) }));
+      context.lossIsTold();
     } else if (record !== undefined) {
       waiting.delete(record);
       this.inherit(context, record);

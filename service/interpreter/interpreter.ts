@@ -311,6 +311,7 @@ export class Interpreter {
         machine,
         kernelTimeoutMs,
         interruptGraceMs: this.settings.interruptGraceMs,
+        lastUse: (contextId) => this.records.get(machine.id)?.lastUse(contextId),
         home,
         logger,
       }),

@@ -63,7 +63,7 @@ export interface KernelClientOptions {
   /** Of an earlier service's client, when there is something in it to be waited for. */
   sessionId?: string;
   logger: Logger;
-  onEnd: (end: KernelEnd) => void;
+  onEnd: (end: KernelEnd, death: KernelDeath) => void;
 }
 
 type Serializer = ServerConnection.ISettings['serializer'];
@@ -401,7 +401,7 @@ export class KernelClient {
     this.socket?.close();
     this.past.clear();
     user?.onKernelEnd(end, this.death);
-    this.options.onEnd(end);
+    this.options.onEnd(end, this.death);
   }
 
   private endError(): ServiceError {

@@ -127,6 +127,13 @@ export const OutputEvent = z.discriminatedUnion('type', [
   }),
   /** The service was away while this ran. Output of the moment in which it stopped may be missing; nothing else is. */
   z.object({ type: z.literal('reattached') }),
+  /**
+   * The context's kernel ended while nothing ran there, and its variables with it: told to the next execution alone,
+   * before anything else. The fields are those of an end.
+   */
+  z
+    .object({ type: z.literal('state_lost') })
+    .extend(Ending.omit({ accounting: true, state_survived: true }).shape),
   /** Printed by a background thread after `after_execution`, whose cell had started it, had ended. */
   z.object({
     type: z.literal('late_output'),

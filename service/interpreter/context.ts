@@ -9,6 +9,8 @@ import { GatewayRefusal } from './gateway';
 import type { Gateway } from './gateway';
 import { KernelClient } from './kernel-client';
 import type { KernelEnd } from './kernel-client';
+import { deathOf } from './kernel-death';
+import { KernelState } from './kernel-state';
 import { findLanguage } from './languages';
 import type { Language } from './languages';
 import { needsNewProcess } from './start-environment';
@@ -41,6 +43,8 @@ export interface ContextOptions {
   kernelId?: string;
   /** It is at work, and answers when it is through. */
   isBusy?: boolean;
+  /** When an execution last began in the kernel that an earlier service had for it, also in one that is gone. */
+  usedAt?: number | undefined;
 }
 
 /**
@@ -67,6 +71,7 @@ export class Context implements ExecutionHost {
   private spawnEnv: Record<string, string> | undefined;
   /** What the process has now. */
   private processEnv: Record<string, string> | undefined;
+  private readonly state: KernelState;
   private client: KernelClient | undefined;
   private ready: KernelClient | undefined;
   /** The last attempt to get at the kernel, kept while it holds. */
@@ -90,6 +95,8 @@ export class Context implements ExecutionHost {
     this.found = options.kernelId !== undefined;
     // A kernel that was found may have died with nobody there to give its next process what it lacks.
     this.processEnv = this.found ? undefined : options.env;
+    this.state = new KernelState(options.usedAt);
+    if (!this.found) this.state.end({}); // gone with its gateway, if there was one
   }
 
   get languageName(): string {
@@ -102,6 +109,15 @@ export class Context implements ExecutionHost {
 
   get readyKernel(): KernelClient | undefined {
     return this.ready?.isReady ? this.ready : undefined;
+  }
+
+  useKernel(): KernelDeath | undefined {
+    return this.state.use();
+  }
+
+  /** An execution has told that the variables are lost: the next one need not. */
+  lossIsTold(): void {
+    this.state.clear();
   }
 
   get isRemoved(): boolean {
@@ -204,7 +220,7 @@ export class Context implements ExecutionHost {
   private async renewKernel(now: boolean): Promise<void> {
     const previous = this.connecting;
     this.dropClient();
-    const restarted = this.restartKernel(previous, now);
+    const restarted = this.restartKernel(previous, now).then(() => this.state.clear());
     void this.begin(restarted.then(() => this.start())).catch((error: unknown) =>
       this.logger.warn({ err: error }, 'a restarted kernel did not come up'),
     );
@@ -235,6 +251,7 @@ export class Context implements ExecutionHost {
   private async workOff(): Promise<void> {
     for (let next = this.queue[0]; next !== undefined; next = this.queue[0]) {
       await next.run();
+      if (next.record.ending?.state_survived === false) this.lossIsTold();
       this.queue.shift();
     }
   }
@@ -256,6 +273,7 @@ export class Context implements ExecutionHost {
       this.client = client;
       try {
         await client.whenReady();
+        await this.lookForLoss(client);
         await this.startUp(client);
         if (client === this.client) return (this.ready = client);
         client.close(); // given up, or somebody else's attempt came after ours
@@ -284,6 +302,19 @@ export class Context implements ExecutionHost {
       ...options,
     });
     return client;
+  }
+
+  /** A kernel that was used and then not listened to for a while may be another process of the same id by now. */
+  private async lookForLoss(client: KernelClient): Promise<void> {
+    if (!this.state.isUsed) return;
+    try {
+      const { last_ending: ending } = await this.options.gateway.findKernel(client.kernelId);
+      if (ending !== undefined) this.state.end(deathOf(ending), ending.at);
+    } catch (error) {
+      if (!this.isRemoved)
+        this.logger.warn({ err: error }, 'whether a kernel has its variables is not known');
+    }
+    await client.whenReady(); // it may have ended meanwhile
   }
 
   /** A kernel that answered before, and is to be brought up to date. */
@@ -413,6 +444,7 @@ export class Context implements ExecutionHost {
     }
     if (end === 'dead' || end === 'forgotten') this.kernelId = undefined;
     if (end === 'restarting') this.renewed();
+    if (REPLACED.has(end)) this.state.end(death);
     if (this.ready !== client) return; // `start` is at work and sees it
     this.ready = undefined;
     this.connecting = undefined;

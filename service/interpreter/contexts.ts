@@ -35,6 +35,8 @@ export interface ContextsOptions {
   kernelTimeoutMs: number;
   /** For executions of an earlier service. */
   interruptGraceMs: number;
+  /** See `ExecutionRecords.lastUse`. */
+  lastUse: (contextId: string) => number | undefined;
   home: string;
   logger: Logger;
   onKernelDeath?: OnKernelDeath | undefined;
@@ -196,7 +198,10 @@ export class Contexts {
     isDefault: boolean,
     existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
   ): Context {
-    const { home, kernelTimeoutMs, onKernelDeath } = this.options;
+    const { home, kernelTimeoutMs, lastUse, onKernelDeath } = this.options;
+    const known = existing.id === undefined ? undefined : lastUse(existing.id);
+    // One that is found may have been used longer ago than executions are kept.
+    const usedAt = known ?? (existing.kernelId === undefined ? undefined : Date.now());
     return new Context({
       id: randomUUID(),
       language,
@@ -209,6 +214,7 @@ export class Contexts {
       kernelTimeoutMs,
       logger: this.logger,
       onKernelDeath,
+      usedAt,
       ...existing,
     });
   }
@@ -276,6 +282,7 @@ export class Contexts {
     if (record !== undefined && ending !== undefined && ending.at > (record.startedAt ?? 0)) {
       waiting.delete(record);
       record.end(tellLost({ type: 'died', death: deathOf(ending) }));
+      context.lossIsTold();
     } else if (record !== undefined) {
       waiting.delete(record);
       this.inherit(context, record, standstillMs);

@@ -112,6 +112,12 @@ export function tellLost(outcome: { type: 'lost' } | { type: 'died'; death: Kern
   });
 }
 
+/** To the next execution of a context: its kernel ended while nothing ran there. */
+export function tellStateLost(death: KernelDeath): Extract<OutputEvent, { type: 'state_lost' }> {
+  const { state_survived: _false, ...cause } = tellLost({ type: 'died', death }).ending;
+  return { type: 'state_lost', ...cause };
+}
+
 function tellDone({ replyStatus, sawError, stop, traceback, timeoutMs }: EndFacts): Told {
   if (stop === 'timeout') {
     const value = `The execution ran longer than its limit of ${timeoutMs} ms and was interrupted`;

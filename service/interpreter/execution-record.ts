@@ -201,7 +201,7 @@ export class ExecutionRecord {
         this.outputBytes += this.publish(event, false);
         return;
       default:
-        this.publish(event, event.type === 'error');
+        this.publish(event, event.type === 'error' || event.type === 'state_lost');
     }
   }
 

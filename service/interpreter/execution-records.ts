@@ -107,6 +107,16 @@ export class ExecutionRecords {
     return [...this.records.values()].filter((record) => record.unanswered !== undefined);
   }
 
+  /** When an execution last began in a context (milliseconds since the epoch), unless its variables were told as lost. */
+  lastUse(contextId: string): number | undefined {
+    let last: ExecutionRecord | undefined;
+    for (const record of this.records.values()) {
+      if (record.options.contextId !== contextId || record.startedAt === undefined) continue;
+      if (record.startedAt >= (last?.startedAt ?? 0)) last = record;
+    }
+    return last?.ending?.state_survived === false ? undefined : last?.startedAt;
+  }
+
   private make(fields: NewRecord, origin: string | LeftBehind): ExecutionRecord {
     const { sandboxId, directory, inlineBytes, logger } = this.options;
     const record = new ExecutionRecord(

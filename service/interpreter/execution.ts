@@ -5,7 +5,7 @@ import type { OutputEvent } from '../../protocol/interpreter';
 import type { Logger } from '../log';
 import { ExecutionTrace } from '../observability/execution-trace';
 import { ServiceError } from '../errors';
-import { tell } from './endings';
+import { tell, tellStateLost } from './endings';
 import type { KernelDeath, Outcome, Stop } from './endings';
 import type { ExecutionRecord } from './execution-record';
 import { GatewayRefusal } from './gateway';
@@ -44,6 +44,8 @@ export interface ExecutionHost {
   /** A connection in the place of one that an earlier service had. */
   inherit(sessionId: string): KernelClient;
   interrupt(): Promise<void>;
+  /** An execution begins in the kernel. Returns how an earlier one ended whose variables nobody was told to be lost. */
+  useKernel(): KernelDeath | undefined;
   /** Kills the kernel and starts another one; resolves when the old one is gone. */
   killKernel(): Promise<void>;
   readonly logger: Logger;
@@ -285,13 +287,16 @@ export class Execution implements KernelUser {
       return client.inherit(this.inherited.message_id, this);
     }
     const { kernelId, sessionId } = client;
-    const onSend = (messageId: string): void =>
+    const onSend = (messageId: string): void => {
       this.record.begin({
         kernel_id: kernelId,
         session: sessionId,
         message_id: messageId,
         env_names: envNames,
       });
+      const loss = this.host.useKernel();
+      if (loss !== undefined) this.record.send(tellStateLost(loss));
+    };
     return client.execute(
       this.options.code,
       metadata ? { silent: false, metadata, onSend } : { silent: false, onSend },

@@ -85,6 +85,10 @@ export class Gateway {
     return understood(z.array(KernelModel), await this.request('GET', '/api/kernels', undefined, signal));
   }
 
+  async findKernel(kernelId: string): Promise<KernelModel> {
+    return understood(KernelModel, await this.request('GET', `/api/kernels/${kernelId}`));
+  }
+
   /** Resolves when the new process is started; whoever connects then waits for it to speak. `now`: the old one is killed. */
   async restartKernel(kernelId: string, now = false): Promise<void> {
     await this.request('POST', `/api/kernels/${kernelId}/restart${now ? '?now=true' : ''}`);

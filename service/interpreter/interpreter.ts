@@ -337,6 +337,7 @@ export class Interpreter {
         machine,
         kernelTimeoutMs,
         interruptGraceMs: this.settings.interruptGraceMs,
+        lastUse: (contextId) => this.records.get(machine.id)?.lastUse(contextId),
         home,
         logger,
         onKernelDeath: (ended) => this.options.onKernelDeath?.(machine.id, ended),

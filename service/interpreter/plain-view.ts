@@ -63,6 +63,7 @@ export class PlainView {
         break;
       case 'late_output':
       case 'reattached':
+      case 'state_lost':
       case 'end_of_execution':
         return; // not part of E2B's stream, or told by `end`
       default:

@@ -145,9 +145,11 @@ export class Tenant {
       if (result.status === 'rejected') throw result.reason;
       if (asked !== undefined) ended.push({ asked, outcome: result.value });
     }
-    // As they ran: one whose request met a service that was being killed may have come behind later ones.
-    const ranAt = ({ asked }: { asked: Asked }): number => asked.running.mark?.t ?? 0;
-    for (const { asked, outcome } of ended.sort((a, b) => ranAt(a) - ranAt(b)))
+    // As they ran: one whose request met a service that was being killed may have come behind later ones. One that has
+    // told no mark, as a crash takes what was on its way, stays behind the one before it.
+    let last = 0;
+    const inOrder = ended.map((each) => ({ ...each, ranAt: (last = each.asked.running.mark?.t ?? last) }));
+    for (const { asked, outcome } of inOrder.sort((a, b) => a.ranAt - b.ranAt))
       await this.settle(live, asked, outcome);
   }
 

@@ -3,7 +3,7 @@ import type { Log } from './log';
 import { now } from './log';
 import type { Outcome } from './executions';
 
-/** What ends a kernel while nothing runs in it, so that there is no end to tell it by. */
+/** What ends a kernel while nothing runs in it, so that there is no end to tell it by: the next execution does. */
 const SILENT_LOSSES: readonly string[] = ['kernel', 'gateway', 'restart', 'oom'];
 
 /**
@@ -22,8 +22,12 @@ export class Variables {
   ) {}
 
   /** One cell has ended, whichever way. Returns what is wrong. */
-  take(cell: Cell, mark: Mark | undefined, { end, ending, detail }: Outcome): string | undefined {
-    const wrong = mark === undefined ? undefined : this.look(mark);
+  take(cell: Cell, mark: Mark | undefined, { end, ending, events, detail }: Outcome): string | undefined {
+    const isTold = events.some(({ type }) => type === 'state_lost');
+    if (isTold && mark !== undefined) this.expected = new Set([null]);
+    else if (isTold) this.expected.add(null);
+    const wrong = mark === undefined ? undefined : this.look(mark, events.length > 0);
+    if (isTold && wrong === undefined) this.log.count('variables lost while nothing ran, and told');
     if (mark === undefined) {
       // It may have got as far as that, also when nobody was told that it was accepted.
       if (end !== 'refused' || !/^4/.test(detail)) this.expected.add(cell.generation);
@@ -34,7 +38,8 @@ export class Variables {
     return wrong;
   }
 
-  private look({ old, t }: Mark): string | undefined {
+  /** `hasEvents`: what the execution was told is known. */
+  private look({ old, t }: Mark, hasEvents: boolean): string | undefined {
     if (this.expected.has(old)) {
       this.log.count('variables found as they were left');
       return undefined;
@@ -46,8 +51,11 @@ export class Variables {
     if (!causes.some(({ kind }) => SILENT_LOSSES.includes(kind)))
       return `its variable is gone, not ${told}, and nobody was told`;
     const asked = causes.some(({ kind }) => kind === 'restart');
+    if (!asked && hasEvents) return 'its variable is gone, and no `state_lost` has told it';
     this.log.count(
-      asked ? 'variables gone after a restart that was asked for' : 'variables lost while nothing ran',
+      asked
+        ? 'variables gone after a restart that was asked for'
+        : 'variables lost, told where nobody looked',
     );
     return undefined;
   }

@@ -4,6 +4,7 @@ import { startService, runtimesUnderTest } from '../started-service';
 import type { StartedService } from '../started-service';
 import { Client } from './client';
 import type { OutputLine } from './client';
+import { Executions, until } from './recovery-client';
 
 const MIB = 1_048_576;
 const MEMORY_MB = 512;
@@ -51,6 +52,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
           CELLBOX_MEMORY_MB: String(MEMORY_MB),
           CELLBOX_POOL_SIZE: '0',
           CELLBOX_INTERRUPT_GRACE_MS: '700',
+          CELLBOX_LOG_LEVEL: 'info', // it says when a kernel has ended
         },
       });
       client = new Client(service);
@@ -125,6 +127,25 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       },
       60_000,
     );
+
+    it('tell that a kernel was killed while nothing ran, once', async () => {
+      const deaths = (): number => service.output().split('a kernel ended').length;
+      const before = deaths();
+      const [, first] = await run('import os; x = 1; print(os.getpid())');
+      const other = await new Executions(client, sandboxId).context();
+      await run(`import os, signal; os.kill(${first?.text}, signal.SIGKILL)`, { context_id: other });
+      await until(async () => deaths() > before); // else the next cell is the one that tells it
+      const told = await run('"x" in dir()');
+      expect(told.map(({ type, text }) => text ?? type)).toEqual([
+        'state_lost',
+        'number_of_executions',
+        'False',
+        'end_of_execution',
+      ]);
+      expect(told[0]).toMatchObject({ termination: 'crashed', signal: 'SIGKILL' });
+      expect((await run('x = 1')).map(({ type }) => type)).not.toContain('state_lost');
+      await expectWorking(true);
+    }, 60_000);
 
     it('tell of memory that ran out, with peak and limit', async () => {
       const events = await run(

@@ -32,6 +32,7 @@ describe('OutputEvent', () => {
     [{ type: 'error', name: '', value: '' }],
     [{ type: 'result', is_main_result: true }],
     [{ type: 'unheard_of' }],
+    [{ type: 'state_lost' }],
   ])('refuses %j, which an SDK would trip over', (event) => {
     expect(OutputEvent.safeParse(event).success).toBe(false);
   });

@@ -8,7 +8,7 @@ import type { OutputEvent } from '../../../protocol/interpreter';
 import { decodeLines } from '../../../protocol/ndjson';
 import type { ExecutionRecord } from '../../../service/interpreter/execution-record';
 import type { Interpreter, Machine } from '../../../service/interpreter/interpreter';
-import { FakeGateway } from '../../fakes/fake-gateway';
+import { FakeGateway, obedient } from '../../fakes/fake-gateway';
 import type { FakeExecution } from '../../fakes/fake-gateway';
 import { newInterpreter } from './interpreter-fixture';
 
@@ -227,6 +227,95 @@ it('tells a kernel that is gone', async () => {
   await after.adopt(machine);
   const lines = await read(after.findExecution(machine.id, record.id));
   expect(lines.at(-1)).toMatchObject({ termination: 'crashed', state_survived: false });
+});
+
+describe('the loss of variables while nothing ran', () => {
+  /** How the kernel's process ended last, `sinceMs` from now. */
+  const die = (sinceMs: number): void => {
+    for (const kernel of gateway.kernels.values())
+      kernel.lastEnding = { at: Date.now() + sinceMs, signal: 'SIGKILL' };
+  };
+  /** The first event of an execution, and the others' types. */
+  const look = async (service: Interpreter): Promise<unknown[]> => {
+    gateway.script = obedient;
+    const [first, ...others] = await read(await run(service, '1+1'));
+    return [first, ...others.map(({ type }) => type)];
+  };
+  const toldOf = (fields: object): unknown[] => [
+    expect.objectContaining({ seq: 0, type: 'state_lost', ...fields }),
+    'number_of_executions',
+    'result',
+    'end_of_execution',
+  ];
+  const NOT_TOLD = [
+    expect.objectContaining({ type: 'number_of_executions' }),
+    'result',
+    'end_of_execution',
+  ] as unknown[];
+
+  it('tells the next execution of a kernel that died while nobody was there, once', async () => {
+    const before = await serve();
+    await read(await run(before, 'x = 1'));
+    die(1);
+    const after = await killAndServe(before);
+    await after.adopt(machine);
+    expect(await look(after)).toEqual(toldOf({ termination: 'crashed', signal: 'SIGKILL' }));
+    expect(await look(after)).toEqual(NOT_TOLD);
+    const again = await killAndServe(after);
+    await again.adopt(machine);
+    expect(await look(again)).toEqual(NOT_TOLD);
+  });
+
+  it('tells it of one that died before anybody used it again', async () => {
+    const before = await serve();
+    await read(await run(before, 'x = 1'));
+    const after = await killAndServe(before);
+    await after.adopt(machine);
+    die(1);
+    expect(await look(after)).toEqual(toldOf({ signal: 'SIGKILL' }));
+  });
+
+  it('tells it of one that went with its gateway', async () => {
+    const before = await serve();
+    await read(await run(before, 'x = 1'));
+    const after = await killAndServe(before);
+    gateway.crash();
+    await after.adopt(machine);
+    expect(await look(after)).toEqual(toldOf({ termination: 'crashed' }));
+    expect(await look(after)).toEqual(NOT_TOLD);
+  });
+
+  it('does not tell it of one that died before its last execution', async () => {
+    const before = await serve();
+    die(-1_000);
+    await read(await run(before, 'x = 1'));
+    const after = await killAndServe(before);
+    await after.adopt(machine);
+    expect(await look(after)).toEqual(NOT_TOLD);
+  });
+
+  it.each([
+    ['before', false],
+    ['after', true],
+  ])(
+    'does not tell it again when an execution has told it %s the service came back',
+    async (_when, later) => {
+      const before = await serve();
+      const { execution } = await begin(before);
+      const death = { at: Date.now() + 1, signal: 'SIGKILL' };
+      execution.kernel.lastEnding = death;
+      execution.kernel.silent = false;
+      execution.kernel.state = 'idle';
+      if (!later) {
+        execution.kernel.restarting(death);
+        await gateway.until(() => execution.kernel.sessions.length === 2);
+      }
+      const after = await killAndServe(before);
+      await after.adopt(machine);
+      expect(after.listExecutions(machine.id)[0]?.ending).toMatchObject({ state_survived: false });
+      expect(await look(after)).toEqual(NOT_TOLD);
+    },
+  );
 });
 
 it('makes nothing of half a line, neither in the journal nor among the events', async () => {

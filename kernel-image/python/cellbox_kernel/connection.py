@@ -56,12 +56,16 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     - What a lost connection left unsent goes to the next one, also when that is lost before the kernel answered it.
     - What was on its way when a connection was lost is sent again: a client that gives itself a name and says how many
       messages it has got (`client` and `received` in the query) gets those after them.
+    - A client with a name connects anew for each process of its kernel. What it says on an older connection was meant
+      for a process that died, which it has not heard yet, and is dropped: it counts as lost there.
     """
 
     limit_rate = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # The process that the client speaks to is dead.
+        self._outlived = False
         # Requests that wait for the kernel; None when they pass straight through.
         self._held: list[Any] | None = None
         # Finds out whether the kernel is there; None when it is.
@@ -163,6 +167,7 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
     def on_kernel_restarted(self) -> None:
         """The kernel died and is about to be started again: says so, and forgets what it was asked."""
         self.log.warning("Kernel %s died and is started again", self.kernel_id)
+        self._outlived = self._sent.client != ""
         self._tell("restarting")
         self.kernel_manager.execution_state = "starting"
         self._renew_channels()
@@ -191,6 +196,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
             pass  # the close event follows
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
+        if self._outlived:
+            return
         if self._held is not None:
             self._held.append(incoming_msg)
             return

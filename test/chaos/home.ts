@@ -101,7 +101,8 @@ export class Home {
 
   private addContext(live: LiveSandbox, id: string): void {
     live.contexts.set(id, { pid: undefined });
-    this.variables.set(id, new Variables(this.world.log, live.id, id));
+    // One that is found again, after a list that failed, has what it had.
+    if (!this.variables.has(id)) this.variables.set(id, new Variables(this.world.log, live.id, id));
   }
 
   /** A second context, or the first where there is none. */

@@ -7,7 +7,10 @@ import { Store } from '../../../service/sandboxes/store';
 import type { StoredSandbox } from '../../../service/sandboxes/store';
 import { postgresUnderTest, TestPostgres } from '../../postgres';
 
+/** For a server that is to be waited for in vain. */
 const DEADLINES = { connectTimeoutMs: 300, statementTimeoutMs: 200 };
+/** For one that answers, on a crowded machine too. */
+const PATIENCE = { connectTimeoutMs: 20_000, statementTimeoutMs: 20_000 };
 const LOST = { code: 'unavailable', message: 'The database of the service does not answer' };
 
 function sandbox(id: string): StoredSandbox {
@@ -85,7 +88,7 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
   const stores: Store[] = [];
 
   const open = async (location = url, options = {}): Promise<Store> => {
-    const store = await Store.open(location, { ...DEADLINES, ...options });
+    const store = await Store.open(location, { ...PATIENCE, ...options });
     stores.push(store);
     return store;
   };
@@ -116,8 +119,8 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
   });
 
   describe('that can not be used is told in one line with a remedy, and without its password', () => {
-    const open = async (location: string) =>
-      Store.open(location.replace('cellbox@', 'cellbox:hush@'), DEADLINES);
+    const open = async (location: string, deadlines = PATIENCE) =>
+      Store.open(location.replace('cellbox@', 'cellbox:hush@'), deadlines);
     const told = (why: string) => ({
       code: 'failed_precondition',
       message: expect.stringMatching(new RegExp(`^PostgreSQL at \\S+ can't be used: ${why}$`)),
@@ -147,7 +150,7 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
       const silent = net.createServer(() => {}).listen(0, '127.0.0.1');
       await once(silent, 'listening');
       const { port } = silent.address() as AddressInfo;
-      await expect(open(`postgres://cellbox@127.0.0.1:${port}/x`)).rejects.toMatchObject(
+      await expect(open(`postgres://cellbox@127.0.0.1:${port}/x`, DEADLINES)).rejects.toMatchObject(
         told('it did not answer within 0.3 s'),
       );
       silent.close();
@@ -188,7 +191,7 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
   });
 
   it('refuses within the deadline while the server does not get to a statement', async () => {
-    const store = await open();
+    const store = await open(url, { statementTimeoutMs: DEADLINES.statementTimeoutMs });
     const other = new Client({ connectionString: url });
     await other.connect();
     await other.query('BEGIN; LOCK TABLE sandboxes IN ACCESS EXCLUSIVE MODE');
@@ -203,7 +206,7 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
     const wire = new Wire(postgres.port);
     const port = await wire.open();
     try {
-      const store = await open(url.replace(`:${postgres.port}/`, `:${port}/`));
+      const store = await open(url.replace(`:${postgres.port}/`, `:${port}/`), { statementTimeoutMs: 1_000 });
       await store.addSandbox(sandbox('i1'));
       wire.cut();
       await expect(store.removeSandbox('i2')).rejects.toMatchObject(LOST);

@@ -16,7 +16,7 @@ describe('networkNames()', () => {
 });
 
 /** Runs a program with an iptables that says yes to everything and prints what it is given. */
-function dryRun(script: string, iptables: string): string {
+function dryRun(script: string, iptables: string, input = ''): string {
   const stubs = `
 iptables() { ${iptables}; }
 ip6tables() { iptables "$@"; }
@@ -29,6 +29,7 @@ awk() { echo 10.0.0.53; }
   return execFileSync('/bin/sh', ['-c', stubs + program.slice(0, program.indexOf('# Without this'))], {
     env: { PATH: process.env['PATH'], BRIDGE: 'cbx1', CHAIN: 'CELLBOX-1' },
     encoding: 'utf8',
+    input,
   });
 }
 
@@ -54,6 +55,29 @@ describe('SET_RULES', () => {
     ])
       expect(forward.filter((line) => line.includes(match) && line.includes('REJECT'))).toHaveLength(2);
     expect(lines).toContain('COMMIT');
+  });
+
+  it('puts the rules of single machines before its own, in the chains that both are in', () => {
+    const own =
+      ':CELLBOX-1-P0 - [0:0]\n-A CELLBOX-1-FW -m mac --mac-source 0a:00:00:00:00:01 -j CELLBOX-1-P0';
+    const lines = dryRun(SET_RULES, 'true', `${own}\n`).split('\n');
+    const at = lines.indexOf(':CELLBOX-1-P0 - [0:0]');
+    expect(at).toBeGreaterThan(lines.indexOf('-F CELLBOX-1-FW'));
+    expect(lines.findIndex((line) => line.startsWith('-A CELLBOX-1-FW'))).toBe(at + 1);
+  });
+
+  it('removes chains of machines that are gone, and of no other service', () => {
+    const known = [
+      '-P INPUT ACCEPT',
+      '-N CELLBOX-1-IN',
+      '-N CELLBOX-1-P0',
+      '-N CELLBOX-1-P1',
+      '-N CELLBOX-2-P1',
+    ];
+    const list = `if [ "$3" = -S ]; then printf '%s\\n' ${known.map((line) => `'${line}'`).join(' ')}; fi`;
+    const lines = dryRun(SET_RULES, list, ':CELLBOX-1-P0 - [0:0]\n').split('\n');
+    expect(lines.filter((line) => line.startsWith('-X'))).toEqual(['-X CELLBOX-1-P1']);
+    expect(lines.indexOf('-F CELLBOX-1-P1')).toBe(lines.indexOf('-X CELLBOX-1-P1') - 1);
   });
 
   it('moves its jumps to the front in the same commit when they are there already', () => {

@@ -28,7 +28,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     get caveats() {
       return runtime.caveats;
     },
-    hasNetworkRules: runtime.hasNetworkRules,
+    whyNoNetworkRules: runtime.whyNoNetworkRules,
     // Its failures are an answer, and told by `/health`.
     check: () => runtime.check(),
     start: (spec, signal) => observed('start', spec.id, () => runtime.start(spec, signal), signal),

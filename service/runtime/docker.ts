@@ -72,6 +72,8 @@ const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 const SOCKET_NAME = 'service.sock';
+const NO_NETWORK_RULES =
+  'Network rules need a name server that is not on the host’s loopback, for the engine would ask that one past all rules: name one with CELLBOX_NAME_SERVERS';
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
 
@@ -320,7 +322,7 @@ async function engineOpenFiles(docker: Dockerode, image: string, serviceId: stri
 /** Sandboxes as containers of one Docker engine; the contract is on `Runtime`. */
 class DockerRuntime implements Runtime {
   readonly name = 'docker';
-  readonly hasNetworkRules = true;
+  readonly whyNoNetworkRules: string | undefined;
   readonly caveats: readonly string[];
   private readonly handles = new Map<string, DockerInstance>();
   /** Starts under way; a stop aborts them. */
@@ -345,6 +347,7 @@ class DockerRuntime implements Runtime {
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
     this.caveats = facts.caveats;
+    this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
     const run = (script: string, input: string) => this.helper(script, input);
     this.rules = new HostRules({ names, logger: options.logger, run, policies });
   }
@@ -681,12 +684,8 @@ class DockerRuntime implements Runtime {
 
   /** Rules that close the network must close name resolution with it: it leads out, too. */
   private throwUnlessNamesClose(): void {
-    if (this.facts.nameServers.length > 0) return;
-    throw new ServiceError(
-      'failed_precondition',
-      'Network rules need a name server that is not on the host’s loopback: the engine would ask that past all rules',
-      { remedy: 'Name one with CELLBOX_NAME_SERVERS, or in /etc/resolv.conf of the host.' },
-    );
+    if (this.whyNoNetworkRules !== undefined)
+      throw new ServiceError('failed_precondition', this.whyNoNetworkRules);
   }
 
   /** Of the machine's interface; undefined when it is on no network. */

@@ -94,6 +94,8 @@ interface InstanceState {
   network?: 'full' | 'none';
 }
 
+const NO_NETWORK_RULES =
+  'Network rules need the docker runtime: on the local one a sandbox has the host’s network, or none';
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const WATCH_EVERY_MS = 1_000;
@@ -210,7 +212,7 @@ function runtimeDirectory(): string {
 
 class LocalRuntime implements Runtime {
   readonly name = 'local';
-  readonly hasNetworkRules = false;
+  readonly whyNoNetworkRules = NO_NETWORK_RULES;
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
   private readonly adoptions = new Map<string, Promise<LocalInstance>>();
@@ -874,10 +876,7 @@ class LocalInstance implements Instance {
 }
 
 function noNetworkRules(): ServiceError {
-  return new ServiceError(
-    'failed_precondition',
-    'Network rules need the docker runtime: on the local one a sandbox has the host’s network, or none',
-  );
+  return new ServiceError('failed_precondition', NO_NETWORK_RULES);
 }
 
 /** Only over what the service itself has just made: nothing hostile has written there yet. */

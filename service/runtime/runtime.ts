@@ -114,8 +114,8 @@ export interface Runtime {
   readonly name: 'docker' | 'local' | 'fake';
   /** What is not isolated or not enforced here, one sentence each; empty when everything is. */
   readonly caveats: readonly string[];
-  /** Whether a machine can have network rules of its own. */
-  readonly hasNetworkRules: boolean;
+  /** Why no machine can have network rules of its own, with the remedy; undefined where they can. */
+  readonly whyNoNetworkRules: string | undefined;
   /** Proves that `start` can succeed now. Answers within 3 s. */
   check(): Promise<Check[]>;
   start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;

@@ -414,11 +414,9 @@ export class Sandboxes {
   }
 
   private checkNetwork(egress: Egress): void {
-    if (this.options.runtime.hasNetworkRules || typeof accessOf(egress) !== 'object') return;
-    throw new ServiceError(
-      'failed_precondition',
-      'Network rules need the docker runtime: here a sandbox has the host’s network, or none',
-    );
+    const { whyNoNetworkRules } = this.options.runtime;
+    if (whyNoNetworkRules === undefined || typeof accessOf(egress) !== 'object') return;
+    throw new ServiceError('failed_precondition', whyNoNetworkRules);
   }
 
   private begin(sandbox: RunningSandbox, pooled: boolean): void {

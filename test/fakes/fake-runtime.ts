@@ -181,7 +181,7 @@ function refuseAborted(signal: AbortSignal | undefined): void {
 export class FakeRuntime implements Runtime {
   readonly name = 'fake';
   readonly caveats = ['Nothing is isolated.'];
-  hasNetworkRules = true;
+  whyNoNetworkRules: string | undefined;
   private closed = false;
 
   constructor(readonly engine: FakeEngine = new FakeEngine()) {}

@@ -228,9 +228,13 @@ async function probeEngine(
   }
 
   const userNamespaces = security.includes('name=userns');
-  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see.
+  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see. In a
+  // directory like a tunnel's: root in the helper has no right to look into ours, unless we are root, too.
   const marker = `probe-${crypto.randomBytes(6).toString('hex')}`;
-  await fs.writeFile(path.join(tunnels, marker), '', { mode: 0o600 });
+  const directory = path.join(tunnels, marker);
+  await fs.mkdir(directory);
+  await fs.chmod(directory, 0o755);
+  await fs.writeFile(path.join(directory, marker), '');
   const attempt = () =>
     runHelper(docker, {
       image: image.Id,
@@ -243,7 +247,7 @@ ${SET_RULES}`,
       input: policyLines(names, policies.values()),
       hostConfig: {
         ...resourceLimits(resources, limits),
-        Mounts: [{ Type: 'bind', Source: tunnels, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
+        Mounts: [{ Type: 'bind', Source: directory, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
         ShmSize: 64 * 1024 * 1024,
       },
     });
@@ -283,7 +287,7 @@ ${SET_RULES}`,
       }
     }
   } finally {
-    await fs.rm(path.join(tunnels, marker), { force: true });
+    await fs.rm(directory, { recursive: true, force: true });
   }
   if (!limits.diskQuota)
     caveats.push(

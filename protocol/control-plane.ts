@@ -25,16 +25,21 @@ const StringMap = z.record(z.string(), z.string());
 
 const VolumeMount = z.object({ name: z.string(), path: z.string() });
 
-/** Network options; those of egress are recognised so that they can be refused by name. */
-const NetworkConfig = z.object({
-  allowPublicTraffic: optional(z.boolean()),
+/** The way out. Proxy, rules and name servers are recognised so that they can be refused by name. */
+const NetworkEgress = z.object({
+  /** Addresses and CIDR blocks; these beat `denyOut`. */
   allowOut: optional(z.array(z.string())),
   denyOut: optional(z.array(z.string())),
   egressProxy: optional(z.record(z.string(), z.unknown())),
-  maskRequestHost: optional(z.string()),
   rules: optional(z.record(z.string(), z.unknown())),
-  httpsPorts: optional(z.array(z.int())),
   dnsServers: optional(z.array(z.string())),
+});
+
+/** Network options; others than these and those of egress are recognised to be refused, too. */
+const NetworkConfig = NetworkEgress.extend({
+  allowPublicTraffic: optional(z.boolean()),
+  maskRequestHost: optional(z.string()),
+  httpsPorts: optional(z.array(z.int())),
 });
 
 /** Body of `POST /v2/sandboxes`. Unknown fields are ignored everywhere. */
@@ -65,6 +70,8 @@ export const ResumeSandbox = z.object({
 });
 export const SandboxTimeout = z.object({ timeout: Seconds });
 export const SandboxRefresh = z.object({ duration: optional(z.int().min(0).max(3600)) });
+/** Body of `PUT /sandboxes/{id}/network`: all of the way out, what is left out being as for a create that says nothing. */
+export const SandboxNetworkUpdate = NetworkEgress.extend({ allow_internet_access: optional(z.boolean()) });
 export const SandboxPause = z.object({
   memory: optional(z.boolean()),
   requireHealthyGuest: optional(z.boolean()),
@@ -111,7 +118,12 @@ export const SandboxDetail = ListedSandbox.extend({
   envdAccessToken: z.string().optional(),
   allowInternetAccess: z.boolean(),
   domain: z.string(),
-  network: z.object({ allowPublicTraffic: z.boolean() }),
+  /** The lists as they were given; absent when empty. */
+  network: z.object({
+    allowPublicTraffic: z.boolean(),
+    allowOut: z.array(z.string()).optional(),
+    denyOut: z.array(z.string()).optional(),
+  }),
   lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
   /** What a paused one has kept: all. */
   pauseMode: z.literal('full').optional(),

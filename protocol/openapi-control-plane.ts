@@ -17,6 +17,7 @@ import {
   SandboxLogsV2,
   SandboxMetric,
   SandboxMetrics,
+  SandboxNetworkUpdate,
   SandboxPause,
   SandboxRefresh,
   SandboxState,
@@ -39,6 +40,7 @@ export const CONTROL_PLANE_REQUESTS = {
   SandboxTimeout,
   SandboxRefresh,
   SandboxPause,
+  SandboxNetworkUpdate,
 };
 export const CONTROL_PLANE_ANSWERS = {
   Sandbox: SandboxAnswer,
@@ -174,6 +176,15 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     bodyOptional: true,
     answers: [json(201, 'It runs', SandboxAnswer)],
     errors: [...ANY_SANDBOX, 409, 501],
+  },
+  {
+    method: 'put',
+    path: '/sandboxes/{sandboxID}/network',
+    tag: 'Sandboxes',
+    summary: 'Replace what a running sandbox may reach',
+    body: SandboxNetworkUpdate,
+    answers: [empty(204, 'It holds, also for connections that stand')],
+    errors: [...ANY_SANDBOX, 409, 501, 503],
   },
   {
     method: 'get',

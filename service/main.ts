@@ -21,6 +21,7 @@ import { RequestObserver } from './observability/request-observer';
 import { openTracing } from './observability/tracing';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
+import { accessOf } from './sandboxes/network';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
 import { openSecrets } from './secrets';
@@ -97,6 +98,7 @@ async function run(config: Config): Promise<void> {
     logger,
     onInbound: (id, port, stream) => inbound(id, port, stream),
     onProgress: (line) => process.stderr.write(`${line}\n`),
+    networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
   });
   const runtime = observeRuntime(engine, metrics);
 

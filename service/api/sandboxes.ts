@@ -10,6 +10,7 @@ import {
   NewSandboxV2,
   PAGE_LIMIT,
   ResumeSandbox,
+  SandboxNetworkUpdate,
   SandboxPause,
   SandboxRefresh,
   SandboxTimeout,
@@ -40,6 +41,7 @@ import {
   queryWord,
   sandboxIdOf,
 } from './input';
+import { egressOf } from './network';
 
 export interface SandboxRoutesOptions {
   sandboxes: Sandboxes;
@@ -134,6 +136,15 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     res.status(204).end();
   };
 
+  const network: RequestHandler = async (req, res) => {
+    const body = parseBody(SandboxNetworkUpdate, req.body);
+    const id = sandboxIdOf(req);
+    const { allowOut, denyOut, allow_internet_access: allowInternetAccess, ...later } = body;
+    for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), name);
+    await sandboxes.setNetwork(teamOf(res), id, egressOf({ allowOut, denyOut, allowInternetAccess }, ''));
+    res.status(204).end();
+  };
+
   const listRunning: RequestHandler = (req, res) => {
     const filter: ListFilter = { ...metadataFilter(queryOf(req)), states: ['running'] };
     res.json(sandboxes.list(teamOf(res), filter).map(listed));
@@ -204,6 +215,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     kill,
     timeout,
     refresh,
+    network,
     listRunning,
     listAll,
     metrics,
@@ -242,8 +254,10 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
   refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
-  const { allowPublicTraffic, ...rules } = body.network ?? {};
-  for (const [name, value] of Object.entries(rules)) refuseWhen(asked(value), `network.${name}`);
+  const { allowPublicTraffic, allowOut, denyOut, ...later } = body.network ?? {};
+  for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), `network.${name}`);
+  const allowInternetAccess = body.allow_internet_access;
+  const egress = egressOf({ allowOut, denyOut, allowInternetAccess }, 'network.');
 
   const metadata = body.metadata ?? {};
   const env = body.envVars ?? {};
@@ -264,7 +278,7 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     env,
     secure: body.secure ?? false,
     allowPublicTraffic: allowPublicTraffic ?? true,
-    allowInternetAccess: body.allow_internet_access ?? true,
+    ...egress,
     autoPause,
     autoResume,
     ...(key !== undefined && { idempotencyKey: key }),
@@ -398,7 +412,11 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
     ...(sandbox.accessToken !== undefined && { envdAccessToken: sandbox.accessToken }),
     allowInternetAccess: sandbox.allowInternetAccess,
     domain,
-    network: { allowPublicTraffic: sandbox.allowPublicTraffic },
+    network: {
+      allowPublicTraffic: sandbox.allowPublicTraffic,
+      ...(sandbox.allowOut.length > 0 && { allowOut: [...sandbox.allowOut] }),
+      ...(sandbox.denyOut.length > 0 && { denyOut: [...sandbox.denyOut] }),
+    },
     lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
     ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };

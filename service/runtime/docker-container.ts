@@ -45,6 +45,10 @@ export interface ContainerInput {
   image: string;
   serviceId: string;
   network: string;
+  /** Address of its interface on the network: what rules of its own go by. */
+  mac: string;
+  /** Name servers that the engine's resolver asks from inside, by the machine's own network; empty: the host's settings. */
+  nameServers: readonly string[];
   tunnelDir: string;
   env: Record<string, string>;
   createdAt: number;
@@ -58,8 +62,15 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
   const { spec } = input;
   // The type definitions don't know it yet.
   const cgroupNamespace: object = { CgroupnsMode: 'private' };
+  const isOnNetwork = spec.network !== 'none';
+  const { mac, network, nameServers } = input;
   return {
     name: input.name,
+    // Engines from API 1.44 on read the second, older ones the first.
+    ...(isOnNetwork && {
+      MacAddress: mac,
+      NetworkingConfig: { EndpointsConfig: { [network]: { MacAddress: mac } } },
+    }),
     Image: input.image,
     Hostname: 'cellbox',
     Env: Object.entries(input.env).map(([name, value]) => `${name}=${value}`),
@@ -81,7 +92,9 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
       CapDrop: ['ALL'],
       CapAdd: CAPABILITIES,
       Privileged: false,
-      NetworkMode: spec.network === 'none' ? 'none' : input.network,
+      NetworkMode: isOnNetwork ? network : 'none',
+      // Also without a network, for the one that it may join later.
+      ...(nameServers.length > 0 && { Dns: [...nameServers] }),
       IpcMode: 'private',
       ...cgroupNamespace,
       LogConfig: { Type: 'json-file', Config: { 'max-size': '1m', 'max-file': '1' } },

@@ -16,6 +16,8 @@ import type { Change, Phase } from './lifecycle';
 import { MachineStopper } from './machine-stopper';
 import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
+import { accessOf } from './network';
+import type { Egress } from './network';
 import { Pools } from './pools';
 import type { PoolsOptions } from './pools';
 import { CreateRates } from './quotas';
@@ -101,6 +103,8 @@ interface Entry {
   announced: boolean;
   /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
   transition: Promise<void> | undefined;
+  /** The last change of its network; never rejects. The next one comes after it. */
+  networkTurn: Promise<void>;
 }
 
 /** A create under way. */
@@ -117,6 +121,8 @@ const METRICS_INTERVAL_MS = 5_000;
 const FIRST_METRICS_AFTER_MS = 250;
 /** How long a pause or resume may take. */
 const TRANSITION_TIMEOUT_MS = 30_000;
+/** How long new network rules may take. */
+const NETWORK_TIMEOUT_MS = 30_000;
 /** How long a machine may take to hear of its deadline; a hostile one may never answer. */
 const TELL_TIMEOUT_MS = 5_000;
 /** How long `close` waits for machines to end. */
@@ -403,12 +409,20 @@ export class Sandboxes {
         'network.allowPublicTraffic can only be off on a secured sandbox (secure: true)',
       );
     }
+    this.checkNetwork(options);
     return template;
+  }
+
+  private checkNetwork(egress: Egress): void {
+    const { whyNoNetworkRules } = this.options.runtime;
+    if (whyNoNetworkRules === undefined || typeof accessOf(egress) !== 'object') return;
+    throw new ServiceError('failed_precondition', whyNoNetworkRules);
   }
 
   private begin(sandbox: RunningSandbox, pooled: boolean): void {
     const { id, templateAlias, endAt } = sandbox;
-    this.take({ sandbox, phase: 'running', announced: true, transition: undefined });
+    const networkTurn = Promise.resolve();
+    this.take({ sandbox, phase: 'running', announced: true, transition: undefined, networkTurn });
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
     this.log.created(sandbox, pooled);
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
@@ -433,6 +447,42 @@ export class Sandboxes {
     this.endNow(entry, { reason: 'machine_ended', detail }).catch((error: unknown) =>
       this.options.logger.error({ sandboxId: id, err: error }, 'forgetting a sandbox failed'),
     );
+  }
+
+  // --- the way out ----------------------------------------------------------------------------------------------
+
+  /** Replaces what a running sandbox may reach; resolves when it holds, also for connections that stand. */
+  async setNetwork(teamId: string, id: string, egress: Egress): Promise<void> {
+    const entry = this.runningEntry(teamId, id);
+    this.checkNetwork(egress);
+    const change = entry.networkTurn.then(() => this.changeNetwork(entry, egress));
+    entry.networkTurn = change.catch(() => undefined); // the caller hears of it
+    await change;
+  }
+
+  private async changeNetwork({ sandbox }: Entry, egress: Egress): Promise<void> {
+    const { runtime, store, logger } = this.options;
+    const { id } = sandbox;
+    const setAccess = (to: Egress) =>
+      deadline(runtime.setNetwork(id, accessOf(to)), NETWORK_TIMEOUT_MS, 'Setting the network rules');
+    try {
+      await setAccess(egress);
+      // The machine first: after a crash in between it gets the old rules again, and nobody was told of the new.
+      await store.updateSandbox(id, egress);
+    } catch (error) {
+      if (this.live.get(id)?.sandbox !== sandbox) throw gone(id);
+      await setAccess(sandbox).catch((cause: unknown) =>
+        logger.error(
+          { sandboxId: id, err: cause },
+          'network rules that were not recorded could not be taken back',
+        ),
+      );
+      throw error;
+    }
+    sandbox.allowInternetAccess = egress.allowInternetAccess;
+    sandbox.allowOut = egress.allowOut;
+    sandbox.denyOut = egress.denyOut;
+    this.log.note(sandbox, 'info', 'What the sandbox may reach was changed');
   }
 
   // --- deadlines ------------------------------------------------------------------------------------------------
@@ -710,7 +760,7 @@ export class Sandboxes {
     const take = (sandbox: RunningSandbox): void => {
       const { state } = sandbox;
       const announced = state === 'running';
-      this.take({ sandbox, phase: state, announced, transition: undefined });
+      this.take({ sandbox, phase: state, announced, transition: undefined, networkTurn: Promise.resolve() });
       this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
       if (!announced) return;
       this.metrics.start(sandbox);

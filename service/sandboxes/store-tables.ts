@@ -40,6 +40,8 @@ export interface Tables {
     env: string;
     resources: string;
     allow_internet_access: number;
+    allow_out: string;
+    deny_out: string;
     allow_public_traffic: number;
     secure: number;
   };
@@ -134,6 +136,16 @@ export const MIGRATIONS: Record<string, Migration> = {
         await db.schema
           .alterTable('sandboxes')
           .addColumn(column, 'integer', (each) => each.notNull().defaultTo(fallback))
+          .execute();
+      }
+    },
+  },
+  '0004-network': {
+    async up(db) {
+      for (const column of ['allow_out', 'deny_out']) {
+        await db.schema
+          .alterTable('sandboxes')
+          .addColumn(column, 'text', (each) => each.notNull().defaultTo('[]'))
           .execute();
       }
     },

@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { Kysely, Selectable } from 'kysely';
 import { ServiceError } from '../errors';
 import type { Check } from '../runtime/runtime';
+import type { Egress } from './network';
 import type { Sandbox } from './sandbox';
 import { openDatabase } from './store-database';
 import type { PostgresOptions } from './store-postgres';
@@ -85,7 +86,9 @@ export class Store {
   /** Saves what can change in a sandbox's life. Does nothing when it is gone: an end wins over a late update. */
   async updateSandbox(
     id: string,
-    changes: Partial<Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'>>,
+    changes: Partial<
+      Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'> & Egress
+    >,
   ): Promise<void> {
     await this.db
       .updateTable('sandboxes')
@@ -95,6 +98,11 @@ export class Store {
         ...(changes.startedAt !== undefined && { started_at: changes.startedAt }),
         ...(changes.runStartedAt !== undefined && { run_started_at: changes.runStartedAt }),
         ...(changes.autoPause !== undefined && { auto_pause: Number(changes.autoPause) }),
+        ...(changes.allowInternetAccess !== undefined && {
+          allow_internet_access: Number(changes.allowInternetAccess),
+        }),
+        ...(changes.allowOut !== undefined && { allow_out: JSON.stringify(changes.allowOut) }),
+        ...(changes.denyOut !== undefined && { deny_out: JSON.stringify(changes.denyOut) }),
       })
       .where('id', '=', id)
       .execute();
@@ -166,6 +174,8 @@ function toRow(sandbox: StoredSandbox, serviceId: string): Tables['sandboxes'] {
     env: JSON.stringify(sandbox.env),
     resources: JSON.stringify(sandbox.resources),
     allow_internet_access: Number(sandbox.allowInternetAccess),
+    allow_out: JSON.stringify(sandbox.allowOut),
+    deny_out: JSON.stringify(sandbox.denyOut),
     allow_public_traffic: Number(sandbox.allowPublicTraffic),
     secure: Number(sandbox.secure),
   };
@@ -189,6 +199,8 @@ function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
     env: JSON.parse(row.env) as StoredSandbox['env'],
     resources: JSON.parse(row.resources) as StoredSandbox['resources'],
     allowInternetAccess: row.allow_internet_access === 1,
+    allowOut: JSON.parse(row.allow_out) as StoredSandbox['allowOut'],
+    denyOut: JSON.parse(row.deny_out) as StoredSandbox['denyOut'],
     allowPublicTraffic: row.allow_public_traffic === 1,
     secure: row.secure === 1,
   };

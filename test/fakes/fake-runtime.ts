@@ -11,6 +11,7 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  NetworkAccess,
   OutputLine,
   Runtime,
 } from '../../service/runtime/runtime';
@@ -45,6 +46,7 @@ export class FakeMachine {
   /** What the agent was told last. */
   accessToken: string | undefined;
   env: Record<string, string>;
+  network: NetworkAccess;
   /** What its programs said. */
   readonly output: OutputLine[] = [];
   /** Answers of the agent to `/init` and `/health`, when it is not well. */
@@ -58,6 +60,7 @@ export class FakeMachine {
     this.deadlineAt = spec.deadlineAt;
     this.accessToken = spec.accessToken;
     this.env = spec.env;
+    this.network = spec.network;
     this.ended = new Promise((resolve) => (this.end = resolve));
     this.thaw.open();
   }
@@ -152,6 +155,7 @@ export class FakeEngine {
   beforeStop: (id: string) => Promise<void> = () => Promise.resolve();
   beforePause: (id: string) => Promise<void> = () => Promise.resolve();
   beforeResume: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeSetNetwork: (id: string, access: NetworkAccess) => Promise<void> = () => Promise.resolve();
   beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
 
   machine(id: string): FakeMachine {
@@ -177,6 +181,7 @@ function refuseAborted(signal: AbortSignal | undefined): void {
 export class FakeRuntime implements Runtime {
   readonly name = 'fake';
   readonly caveats = ['Nothing is isolated.'];
+  whyNoNetworkRules: string | undefined;
   private closed = false;
 
   constructor(readonly engine: FakeEngine = new FakeEngine()) {}
@@ -260,6 +265,11 @@ export class FakeRuntime implements Runtime {
     const machine = this.engine.machines.get(id);
     this.engine.machines.delete(id);
     machine?.shutDown({ reason: 'stopped' });
+  }
+
+  async setNetwork(id: string, access: NetworkAccess): Promise<void> {
+    await this.engine.beforeSetNetwork(id, access);
+    this.engine.machine(id).network = access;
   }
 
   async stats(id: string): Promise<InstanceStats> {

@@ -127,6 +127,24 @@ describe('control plane', () => {
       [{ templateID: 'base', envVars: { A: '\ud800' } }, 'envVars'],
       [{ templateID: 'base', envVars: { A: 'x'.repeat(131_072) } }, 'envVars'],
       [{ templateID: 'base', network: { allowPublicTraffic: 'no' } }, 'network.allowPublicTraffic'],
+      [
+        { templateID: 'base', network: { denyOut: ['a.example'] } },
+        'network.denyOut: "a.example" is neither',
+      ],
+      [
+        { templateID: 'base', network: { denyOut: ['1.2.3.4/33'] } },
+        'network.denyOut: "1.2.3.4/33" is neither',
+      ],
+      [
+        { templateID: 'base', network: { allowOut: ['1.2.3.999'] } },
+        'network.allowOut: "1.2.3.999" is neither',
+      ],
+      [
+        { templateID: 'base', network: { allowOut: ['::1'] } },
+        'network.allowOut: "::1": sandboxes have no IPv6',
+      ],
+      [{ templateID: 'base', network: { allowOut: ['a.example'] } }, 'needs 0.0.0.0/0 in denyOut'],
+      [{ templateID: 'base', network: { denyOut: Array(257).fill('1.1.1.1') } }, 'more than 256 entries'],
       [{ templateID: 'base', autoResume: true }, 'autoResume'],
       [{ templateID: 'base', autoPauseMemory: false }, 'autoPauseMemory'],
       [
@@ -158,8 +176,7 @@ describe('control plane', () => {
       [{ iam: { tokens: { a: { audience: 'x', tokenType: 'JWT-SVID' } } } }, 'iam'],
       [{ volumeMounts: [{ name: 'v', path: '/v' }] }, 'volumeMounts'],
       [{ autoPause: true, autoPauseMemory: false }, 'autoPauseMemory: false (a pause that keeps only files)'],
-      [{ network: { allowOut: ['1.1.1.1'] } }, 'network.allowOut'],
-      [{ network: { denyOut: ['0.0.0.0/0'] } }, 'network.denyOut'],
+      [{ network: { allowOut: ['*.a.example'], denyOut: ['0.0.0.0/0'] } }, 'network.allowOut with domains'],
       [{ network: { egressProxy: { address: 'a:1' } } }, 'network.egressProxy'],
       [{ network: { maskRequestHost: 'x' } }, 'network.maskRequestHost'],
       [{ network: { rules: { 'a.example': [] } } }, 'network.rules'],
@@ -354,6 +371,7 @@ describe('control plane', () => {
       ['POST', '/v2/sandboxes/inone/connect', undefined],
       ['POST', '/sandboxes/inone/timeout', { timeout: 1 }],
       ['POST', '/sandboxes/inone/refreshes', undefined],
+      ['PUT', '/sandboxes/inone/network', {}],
       ['POST', '/sandboxes/inone/pause', undefined],
       ['POST', '/sandboxes/inone/resume', {}],
       ['GET', '/sandboxes/inone/metrics', undefined],
@@ -381,6 +399,55 @@ describe('control plane', () => {
       const answer = await api.ask('POST', path.replace('ID', id), { body });
       expect(answer.body).toEqual({ code: 400, message: expect.stringContaining(name) });
       expect(answer.status).toBe(400);
+    });
+
+    it('tells its network as it was given, and replaces all of it', async () => {
+      const network = { allowOut: ['1.1.1.1', '10.1.2.3/8'], denyOut: ['0.0.0.0/0', '::/0'] };
+      const id = await api.create({ network });
+      const settings = async () => {
+        const { body } = await api.ask('GET', `/sandboxes/${id}`);
+        const { allowInternetAccess, network } = body as Record<string, unknown>;
+        return { allowInternetAccess, network, access: api.engine.machine(id).network };
+      };
+      const rules = { allowOut: ['1.1.1.1/32', '10.0.0.0/8'], denyOut: ['0.0.0.0/0'] };
+      expect(await settings()).toEqual({
+        allowInternetAccess: true,
+        network: { allowPublicTraffic: true, ...network },
+        access: rules,
+      });
+      const put = (body: unknown) => api.ask('PUT', `/sandboxes/${id}/network`, { body });
+      const answer = await put({ allow_internet_access: false });
+      expect([answer.status, answer.text]).toEqual([204, '']);
+      expect(await settings()).toEqual({
+        allowInternetAccess: false,
+        network: { allowPublicTraffic: true },
+        access: 'none',
+      });
+      expect((await put({ denyOut: ['8.8.8.8'], allowOut: null })).status).toBe(204);
+      expect(await settings()).toEqual({
+        allowInternetAccess: true,
+        network: { allowPublicTraffic: true, denyOut: ['8.8.8.8'] },
+        access: { allowOut: [], denyOut: ['8.8.8.8/32'] },
+      });
+      for (const [body, status, message] of [
+        [{ denyOut: ['nonsense'] }, 400, 'denyOut: "nonsense" is neither'],
+        [{ allowOut: 'x' }, 400, 'allowOut'],
+        [
+          { allowOut: ['a.example'], allow_internet_access: false },
+          501,
+          'allowOut with domains is not implemented yet',
+        ],
+        [{ rules: { 'a.example': [] } }, 501, 'rules is not implemented yet'],
+        [{ egressProxy: { address: 'a:1' } }, 501, 'egressProxy is not implemented yet'],
+      ] as const) {
+        const refused = await put(body);
+        expect(refused.body).toEqual({ code: status, message: expect.stringContaining(message) });
+      }
+      expect((await settings()).access).toEqual({ allowOut: [], denyOut: ['8.8.8.8/32'] });
+      expect((await put({})).status).toBe(204);
+      expect((await settings()).access).toBe('full');
+      await api.ask('POST', `/sandboxes/${id}/pause`);
+      expect((await put({})).status).toBe(404);
     });
 
     it('is connected to, paused, resumed and extended with the exact statuses', async () => {
@@ -652,7 +719,6 @@ describe('control plane', () => {
       ['POST', '/sandboxes/i1/fork', 'Forking a sandbox'],
       ['POST', '/sandboxes/i1/snapshots', 'Snapshots'],
       ['GET', '/snapshots', 'Snapshots'],
-      ['PUT', '/sandboxes/i1/network', 'Changing network rules'],
       ['POST', '/v3/templates', 'Building templates'],
       ['POST', '/v2/templates', 'Building templates'],
       ['POST', '/templates', 'Building templates'],

@@ -57,6 +57,8 @@ export function makeSandbox(
     env: { COLOUR: 'blue' },
     resources: { cpuCount: 1, memoryMB: 128, diskSizeMB: 128, pids: 64, openFiles: 256 },
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     allowPublicTraffic: true,
     accessToken: undefined,
     trafficToken: undefined,

@@ -23,6 +23,8 @@ const input: ContainerInput = {
   image: 'sha256:1',
   serviceId: 's1',
   network: 'cellbox-net',
+  mac: '0a:01:02:03:04:05',
+  nameServers: [],
   tunnelDir: '/data/tunnels/i1',
   env: { CELLBOX_TUNNEL: 'unix:/run/cellbox/service.sock' },
   createdAt: 1_700_000_000_123,
@@ -56,6 +58,22 @@ describe('containerOptions()', () => {
     expect(containerOptions(input).HostConfig?.NetworkMode).toBe('cellbox-net');
     const none = containerOptions({ ...input, spec: { ...spec, network: 'none' } });
     expect(none.HostConfig?.NetworkMode).toBe('none');
+    expect([none.MacAddress, none.NetworkingConfig]).toEqual([undefined, undefined]);
+  });
+
+  it('gives it the address that its rules go by, as every version of the engine wants it', () => {
+    const { mac } = input;
+    expect(containerOptions(input)).toMatchObject({
+      MacAddress: mac,
+      NetworkingConfig: { EndpointsConfig: { 'cellbox-net': { MacAddress: mac } } },
+    });
+  });
+
+  it('names name servers, so that they are asked from inside and not from the host', () => {
+    expect(containerOptions(input).HostConfig?.Dns).toBeUndefined();
+    expect(containerOptions({ ...input, nameServers: ['192.0.2.53'] }).HostConfig?.Dns).toEqual([
+      '192.0.2.53',
+    ]);
   });
 
   it('names an OCI runtime only when one was chosen', () => {

@@ -572,6 +572,75 @@ describe('Sandboxes', () => {
     });
   });
 
+  describe('network', () => {
+    const closed = { allowInternetAccess: false, allowOut: [], denyOut: [] };
+    const open = { allowInternetAccess: true, allowOut: [], denyOut: [] };
+    const rules = { allowInternetAccess: true, allowOut: ['1.1.1.1'], denyOut: ['0.0.0.0/0'] };
+    const access = { allowOut: ['1.1.1.1/32'], denyOut: ['0.0.0.0/0'] };
+
+    it('is what was asked for from the start, and changes as a whole, in the store, too', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions(rules));
+      expect(engine.machine(id).spec.network).toEqual(access);
+      await sandboxes.setNetwork(TEAM, id, closed);
+      expect(engine.machine(id).network).toBe('none');
+      expect(sandboxes.get(TEAM, id)).toMatchObject(closed);
+      expect(await store.listSandboxes()).toMatchObject([closed]);
+      await restarted().adopt();
+      expect(sandboxes.get(TEAM, id)).toMatchObject(closed);
+    });
+
+    it('stays as it was when the machine or the store does not take the change', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions(rules));
+      engine.beforeSetNetwork = () => Promise.reject(new ServiceError('unavailable', 'no rules today'));
+      await expect(sandboxes.setNetwork(TEAM, id, open)).rejects.toMatchObject({ code: 'unavailable' });
+      engine.beforeSetNetwork = () => Promise.resolve();
+      expect([engine.machine(id).network, sandboxes.get(TEAM, id).denyOut]).toEqual([access, rules.denyOut]);
+
+      const update = store.updateSandbox.bind(store);
+      store.updateSandbox = () => Promise.reject(new ServiceError('unavailable', 'no store today'));
+      await expect(sandboxes.setNetwork(TEAM, id, open)).rejects.toThrow('no store today');
+      store.updateSandbox = update;
+      expect([engine.machine(id).network, sandboxes.get(TEAM, id).denyOut]).toEqual([access, rules.denyOut]);
+    });
+
+    it('ends as the last change says, of two at the same time', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      const first = gate();
+      const seen: unknown[] = [];
+      engine.beforeSetNetwork = (_id, to) => {
+        seen.push(to);
+        return seen.length === 1 ? first.opened : Promise.resolve();
+      };
+      const changes = [rules, closed].map((egress) => sandboxes.setNetwork(TEAM, id, egress));
+      first.open();
+      await Promise.all(changes);
+      expect([seen, engine.machine(id).network]).toEqual([[access, 'none'], 'none']);
+      expect(await store.listSandboxes()).toMatchObject([closed]);
+    });
+
+    it('is changed by the own team, while the sandbox runs', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await expect(sandboxes.setNetwork('other', id, closed)).rejects.toMatchObject({ code: 'not_found' });
+      await sandboxes.pause(TEAM, id);
+      await expect(sandboxes.setNetwork(TEAM, id, closed)).rejects.toMatchObject({ code: 'not_found' });
+      await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 });
+      engine.beforeSetNetwork = async () => engine.kill(id);
+      await expect(sandboxes.setNetwork(TEAM, id, closed)).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    it('has no rules where machines can’t have any: refused before anything starts', async () => {
+      await sandboxes.close({ onStop: 'kill' });
+      const runtime = new FakeRuntime(engine);
+      runtime.whyNoNetworkRules = 'No rules here';
+      sandboxes = make({ runtime });
+      const refusal = { code: 'failed_precondition', message: 'No rules here' };
+      await expect(sandboxes.create(TEAM, createOptions(rules))).rejects.toMatchObject(refusal);
+      expect(engine.started).toEqual([]);
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await expect(sandboxes.setNetwork(TEAM, id, rules)).rejects.toMatchObject(refusal);
+    });
+  });
+
   describe('metrics', () => {
     it('are told from the first moment on, to the own team only, and until the end', async () => {
       const { id, startedAt } = await sandboxes.create(TEAM, createOptions());

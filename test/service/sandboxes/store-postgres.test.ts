@@ -30,6 +30,8 @@ function sandbox(id: string): StoredSandbox {
     env: {},
     resources: { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 },
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     allowPublicTraffic: true,
     secure: true,
   };

@@ -28,6 +28,8 @@ function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
     env: { A: '1\n2' },
     resources: { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 },
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     allowPublicTraffic: false,
     secure: true,
     ...overrides,
@@ -106,6 +108,9 @@ function runStoreSuite(place: Place): void {
       startedAt: 1_763_700_000_124,
       autoResume: true,
       timeoutSeconds: 86_400,
+      allowInternetAccess: false,
+      allowOut: ['1.1.1.1', '10.0.0.0/8'],
+      denyOut: ['0.0.0.0/0'],
     });
     await store.addSandbox(sandbox());
     await store.addSandbox(unusual);
@@ -115,10 +120,13 @@ function runStoreSuite(place: Place): void {
   it('saves what changes and nothing else', async () => {
     await store.addSandbox(sandbox());
     await store.addSandbox(sandbox({ id: 'i2', startedAt: 5 }));
-    await store.updateSandbox('i1', { state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true });
+    const changes = { state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true } as const;
+    const egress = { allowInternetAccess: false, allowOut: ['1.1.1.1'], denyOut: ['2.2.2.2', '::/0'] };
+    await store.updateSandbox('i1', changes);
+    await store.updateSandbox('i1', egress);
     expect(await store.listSandboxes()).toEqual([
       sandbox({ id: 'i2', startedAt: 5 }),
-      sandbox({ state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true }),
+      sandbox({ ...changes, ...egress }),
     ]);
   });
 

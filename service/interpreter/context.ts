@@ -45,6 +45,8 @@ export interface ContextOptions {
   isBusy?: boolean;
   /** When an execution last began in the kernel that an earlier service had for it, also in one that is gone. */
   usedAt?: number | undefined;
+  /** The kernel that it has is not the one of that execution, which went with its gateway. */
+  isReplaced?: boolean;
 }
 
 /**
@@ -96,7 +98,8 @@ export class Context implements ExecutionHost {
     // A kernel that was found may have died with nobody there to give its next process what it lacks.
     this.processEnv = this.found ? undefined : options.env;
     this.state = new KernelState(options.usedAt);
-    if (!this.found) this.state.end({}); // gone with its gateway, if there was one
+    // Gone with its gateway, if there was one.
+    if (!this.found || options.isReplaced === true) this.state.end({});
   }
 
   get languageName(): string {

@@ -8,6 +8,7 @@ import type { OnKernelDeath } from './context';
 import { tellLost } from './endings';
 import { Execution } from './execution';
 import type { ExecutionRecord } from './execution-record';
+import type { LastUse } from './execution-records';
 import { Gateway } from './gateway';
 import type { KernelModel } from './gateway';
 import { deathOf } from './kernel-death';
@@ -36,7 +37,7 @@ export interface ContextsOptions {
   /** For executions of an earlier service. */
   interruptGraceMs: number;
   /** See `ExecutionRecords.lastUse`. */
-  lastUse: (contextId: string) => number | undefined;
+  lastUse: (contextId: string) => LastUse | undefined;
   home: string;
   logger: Logger;
   onKernelDeath?: OnKernelDeath | undefined;
@@ -201,7 +202,8 @@ export class Contexts {
     const { home, kernelTimeoutMs, lastUse, onKernelDeath } = this.options;
     const known = existing.id === undefined ? undefined : lastUse(existing.id);
     // One that is found may have been used longer ago than executions are kept.
-    const usedAt = known ?? (existing.kernelId === undefined ? undefined : Date.now());
+    const usedAt = known?.at ?? (existing.kernelId === undefined ? undefined : Date.now());
+    const isReplaced = known?.kernelId !== undefined && known.kernelId !== existing.kernelId;
     return new Context({
       id: randomUUID(),
       language,
@@ -215,6 +217,7 @@ export class Contexts {
       logger: this.logger,
       onKernelDeath,
       usedAt,
+      isReplaced,
       ...existing,
     });
   }
@@ -250,6 +253,7 @@ export class Contexts {
     if (this.closed) return; // whoever takes the machine up again looks for them
     for (const record of waiting) {
       record.end(tellLost(asked ? { type: 'died', death: {} } : { type: 'lost' }));
+      if (asked) this.contexts.get(record.options.contextId)?.lossIsTold();
     }
     this.prepare();
   }

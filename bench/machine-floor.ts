@@ -43,6 +43,8 @@ export async function dockerFloor(config: Config): Promise<MachineFloor> {
           image: Id,
           serviceId: 'bench',
           network: 'bridge',
+          mac: `0a${randomBytes(5).toString('hex')}`.replace(/(..)(?=.)/g, '$1:'),
+          nameServers: [],
           tunnelDir: directory,
           env: { ...env, CELLBOX_TUNNEL: 'unix:/run/cellbox/service.sock' },
           createdAt: Date.now(),

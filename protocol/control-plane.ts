@@ -9,6 +9,9 @@ export const DEFAULT_TIMEOUT_SECONDS = { v1: 15, v2: 300 } as const;
 /** A refresh keeps a sandbox at least this long. */
 export const MIN_REFRESH_SECONDS = 15;
 export const PAGE_LIMIT = 100;
+/** Entries of a log that one answer has at most, and without being asked for fewer. */
+export const LOG_LIMIT = 1000;
+export const LOG_SEARCH_MAX = 256;
 
 const INT32_MAX = 2_147_483_647;
 
@@ -22,16 +25,21 @@ const StringMap = z.record(z.string(), z.string());
 
 const VolumeMount = z.object({ name: z.string(), path: z.string() });
 
-/** Network options; those of egress are recognised so that they can be refused by name. */
-const NetworkConfig = z.object({
-  allowPublicTraffic: optional(z.boolean()),
+/** The way out. Proxy, rules and name servers are recognised so that they can be refused by name. */
+const NetworkEgress = z.object({
+  /** Addresses and CIDR blocks; these beat `denyOut`. */
   allowOut: optional(z.array(z.string())),
   denyOut: optional(z.array(z.string())),
   egressProxy: optional(z.record(z.string(), z.unknown())),
-  maskRequestHost: optional(z.string()),
   rules: optional(z.record(z.string(), z.unknown())),
-  httpsPorts: optional(z.array(z.int())),
   dnsServers: optional(z.array(z.string())),
+});
+
+/** Network options; others than these and those of egress are recognised to be refused, too. */
+const NetworkConfig = NetworkEgress.extend({
+  allowPublicTraffic: optional(z.boolean()),
+  maskRequestHost: optional(z.string()),
+  httpsPorts: optional(z.array(z.int())),
 });
 
 /** Body of `POST /v2/sandboxes`. Unknown fields are ignored everywhere. */
@@ -62,6 +70,8 @@ export const ResumeSandbox = z.object({
 });
 export const SandboxTimeout = z.object({ timeout: Seconds });
 export const SandboxRefresh = z.object({ duration: optional(z.int().min(0).max(3600)) });
+/** Body of `PUT /sandboxes/{id}/network`: all of the way out, what is left out being as for a create that says nothing. */
+export const SandboxNetworkUpdate = NetworkEgress.extend({ allow_internet_access: optional(z.boolean()) });
 export const SandboxPause = z.object({
   memory: optional(z.boolean()),
   requireHealthyGuest: optional(z.boolean()),
@@ -108,8 +118,15 @@ export const SandboxDetail = ListedSandbox.extend({
   envdAccessToken: z.string().optional(),
   allowInternetAccess: z.boolean(),
   domain: z.string(),
-  network: z.object({ allowPublicTraffic: z.boolean() }),
+  /** The lists as they were given; absent when empty. */
+  network: z.object({
+    allowPublicTraffic: z.boolean(),
+    allowOut: z.array(z.string()).optional(),
+    denyOut: z.array(z.string()).optional(),
+  }),
   lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
+  /** What a paused one has kept: all. */
+  pauseMode: z.literal('full').optional(),
 });
 export type SandboxDetail = z.infer<typeof SandboxDetail>;
 
@@ -129,12 +146,18 @@ export type SandboxMetric = z.infer<typeof SandboxMetric>;
 
 export const SandboxMetrics = z.object({ sandboxes: z.record(z.string(), SandboxMetric) });
 
+/** From least to most: a filter by level lets everything from its word on through. */
+export const LOG_LEVELS = ['debug', 'info', 'warn', 'error'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
 const LogEntry = z.object({
   timestamp: Time,
-  level: z.enum(['debug', 'info', 'warn', 'error']),
+  level: z.enum(LOG_LEVELS),
   message: z.string(),
   fields: StringMap,
 });
+export type LogEntry = z.infer<typeof LogEntry>;
+/** `line` is JSON of level, message and fields in one object. */
 export const SandboxLogs = z.object({
   logs: z.array(z.object({ timestamp: Time, line: z.string() })),
   logEntries: z.array(LogEntry),

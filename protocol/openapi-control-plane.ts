@@ -3,6 +3,9 @@ import {
   ApiError,
   ConnectSandbox,
   ConnectSandboxV2,
+  LOG_LEVELS,
+  LOG_LIMIT,
+  LOG_SEARCH_MAX,
   ListedSandbox,
   NewSandbox,
   NewSandboxV2,
@@ -14,6 +17,7 @@ import {
   SandboxLogsV2,
   SandboxMetric,
   SandboxMetrics,
+  SandboxNetworkUpdate,
   SandboxPause,
   SandboxRefresh,
   SandboxState,
@@ -36,6 +40,7 @@ export const CONTROL_PLANE_REQUESTS = {
   SandboxTimeout,
   SandboxRefresh,
   SandboxPause,
+  SandboxNetworkUpdate,
 };
 export const CONTROL_PLANE_ANSWERS = {
   Sandbox: SandboxAnswer,
@@ -156,7 +161,7 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     method: 'post',
     path: '/sandboxes/{sandboxID}/pause',
     tag: 'Sandboxes',
-    summary: 'Freeze memory and processors',
+    summary: 'Freeze memory and processors: what runs goes on after the resume',
     body: SandboxPause,
     bodyOptional: true,
     answers: [empty(204, 'It is paused, and has no deadline')],
@@ -171,6 +176,15 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     bodyOptional: true,
     answers: [json(201, 'It runs', SandboxAnswer)],
     errors: [...ANY_SANDBOX, 409, 501],
+  },
+  {
+    method: 'put',
+    path: '/sandboxes/{sandboxID}/network',
+    tag: 'Sandboxes',
+    summary: 'Replace what a running sandbox may reach',
+    body: SandboxNetworkUpdate,
+    answers: [empty(204, 'It holds, also for connections that stand')],
+    errors: [...ANY_SANDBOX, 409, 501, 503],
   },
   {
     method: 'get',
@@ -188,16 +202,31 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     method: 'get',
     path: '/sandboxes/{sandboxID}/logs',
     tag: 'Sandboxes',
-    summary: 'Log of a sandbox',
-    answers: [json(200, 'None is kept: empty', SandboxLogs)],
+    summary: 'Log of a sandbox: its life, and what its agent and gateway said; until a day after its end',
+    query: z.object({
+      start: z.int().min(0).describe('Milliseconds since the epoch').optional(),
+      limit: z.int().min(1).max(LOG_LIMIT).describe(`Default ${LOG_LIMIT}`).optional(),
+    }),
+    answers: [json(200, 'Oldest first', SandboxLogs)],
     errors: ANY_SANDBOX,
   },
   {
     method: 'get',
     path: '/v2/sandboxes/{sandboxID}/logs',
     tag: 'Sandboxes',
-    summary: 'Log of a sandbox',
-    answers: [json(200, 'None is kept: empty', SandboxLogsV2)],
+    summary: 'Log of a sandbox, in either direction',
+    query: z.object({
+      cursor: z
+        .int()
+        .min(0)
+        .describe('Milliseconds since the epoch: forward from then on, backward what was before')
+        .optional(),
+      limit: z.int().min(1).max(LOG_LIMIT).describe(`Default ${LOG_LIMIT}`).optional(),
+      direction: z.enum(['forward', 'backward']).describe('Default backward: newest first').optional(),
+      level: z.enum(LOG_LEVELS).describe('The least that is told').optional(),
+      search: z.string().max(LOG_SEARCH_MAX).describe('In the message, letter case ignored').optional(),
+    }),
+    answers: [json(200, 'In the direction asked for', SandboxLogsV2)],
     errors: ANY_SANDBOX,
   },
   {

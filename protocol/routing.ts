@@ -77,7 +77,15 @@ export function originForm(url: string): string {
 }
 
 /** Paths of the agent that only the service itself may ask for, inside the sandbox's own tunnel. */
-const RESERVED_AGENT_PATHS = new Set(['/init', '/freeze', '/unfreeze', '/fsfreeze', '/fsthaw', '/collapse']);
+const RESERVED_AGENT_PATHS = new Set([
+  '/init',
+  '/freeze',
+  '/unfreeze',
+  '/fsfreeze',
+  '/fsthaw',
+  '/collapse',
+  '/upgrade',
+]);
 
 /**
  * The reserved agent path that a request names in any spelling (percent-encoded, doubled or trailing slashes,

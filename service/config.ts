@@ -1,3 +1,4 @@
+import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
@@ -34,6 +35,11 @@ const API_KEY = /^e2b_[0-9a-f]+$/;
 const ADMIN_TOKEN = /^[\w.~+/=-]{16,256}$/;
 const ADDRESS = /^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
 const DOMAIN = /^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?$/;
+
+/** Loopback is another place inside a sandbox. */
+function isNameServer(text: string): boolean {
+  return net.isIPv4(text) && !text.startsWith('127.');
+}
 
 /** One of a Unix socket has no host, which the URL standard allows only without a user. */
 function isPostgresUrl(text: string): boolean {
@@ -120,6 +126,18 @@ export const SETTINGS = {
     'CELLBOX_BUILD_NETWORK',
     z.string().min(1).default('host'),
     'Engine network for image builds',
+  ),
+  nameServers: setting(
+    'CELLBOX_NAME_SERVERS',
+    z
+      .string()
+      .transform((text) => text.split(',').map((each) => each.trim()))
+      .refine(
+        (list) => list.every(isNameServer),
+        'must be IPv4 addresses, not on loopback, with commas between',
+      )
+      .optional(),
+    'Name servers of docker sandboxes, IPv4 addresses with commas between; default those of the host',
   ),
   domain: setting(
     'CELLBOX_DOMAIN',

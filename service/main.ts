@@ -10,6 +10,7 @@ import { loadAdminToken, loadApiKey, lockDataDir, openDataDir } from './data-dir
 import { Edge, machineOf, SERVER_OPTIONS, withoutUpgrade } from './edge/edge';
 import { ServiceError } from './errors';
 import { Interpreter } from './interpreter/interpreter';
+import { describeDeath } from './interpreter/kernel-death';
 import { createLogger } from './log';
 import type { Logger } from './log';
 import { openStore } from './open-store';
@@ -20,6 +21,7 @@ import { RequestObserver } from './observability/request-observer';
 import { openTracing } from './observability/tracing';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
+import { accessOf } from './sandboxes/network';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
 import { openSecrets } from './secrets';
@@ -96,6 +98,7 @@ async function run(config: Config): Promise<void> {
     logger,
     onInbound: (id, port, stream) => inbound(id, port, stream),
     onProgress: (line) => process.stderr.write(`${line}\n`),
+    networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
   });
   const runtime = observeRuntime(engine, metrics);
 
@@ -113,6 +116,10 @@ async function run(config: Config): Promise<void> {
       directory: executionsDir,
     },
     remedyFor: (language) => languages.remedyFor(language),
+    onKernelDeath: (id, { contextId, language, death }) => {
+      const level = death.oom === true ? 'error' : 'warn';
+      sandboxes.note(id, level, describeDeath(death), { logger: 'kernel', language, contextId });
+    },
   });
   interpreter.totals.onExecution = (...ended) => metrics.executionEnded(...ended);
   const sandboxes = new Sandboxes({
@@ -126,6 +133,7 @@ async function run(config: Config): Promise<void> {
     maxTimeoutSeconds: config.maxTimeoutSeconds,
     startTimeoutMs: config.startTimeoutMs,
     metricsIntervalMs: config.metricsIntervalMs,
+    logDirectory: path.join(config.dataDir, 'logs'),
     pool: {
       sizes: pools,
       warmer: {
@@ -137,12 +145,12 @@ async function run(config: Config): Promise<void> {
     events: {
       onCreate: (outcome) => metrics.createEnded(outcome),
       onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
-      onAdopted: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
       onPaused: (id) => {
         edge.drop(id);
         interpreter.suspend(id);
       },
-      onResumed: (sandbox) => void interpreter.adopt(machineOf(sandbox)),
+      onResumed: (sandbox) => void interpreter.resume(machineOf(sandbox)),
       onEnded: (id) => {
         edge.drop(id);
         interpreter.drop(id);

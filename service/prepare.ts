@@ -9,7 +9,7 @@ import { connectEngine, pingEngine } from './runtime/docker-engine';
 import { ensureImage } from './runtime/docker-image';
 import { createLocalRuntime } from './runtime/local';
 import { preparePython } from './runtime/local-python';
-import type { InboundHandler, Runtime } from './runtime/runtime';
+import type { InboundHandler, NetworkAccess, Runtime } from './runtime/runtime';
 import type { Secrets } from './secrets';
 
 /** Where this program's own files are: the folder above `dist/`. */
@@ -48,6 +48,8 @@ export interface OpenRuntimeOptions {
   logger: Logger;
   onInbound: InboundHandler;
   onProgress: Progress;
+  /** What sandboxes of an earlier process may reach, by id. */
+  networks: ReadonlyMap<string, NetworkAccess>;
 }
 
 /**
@@ -71,7 +73,13 @@ export async function openRuntime(
   };
   if (name === 'docker') {
     const image = await prepareImage(config, onProgress);
-    const runtime = await createDockerRuntime({ ...common, image, resources: config });
+    const runtime = await createDockerRuntime({
+      ...common,
+      image,
+      resources: config,
+      networks: options.networks,
+      nameServers: config.nameServers,
+    });
     const ask = askImage(image, engineServiceId(common.deriveSecret));
     const home = { runtime: 'docker', flavor: config.imageFlavor } as const;
     return { runtime, languages: new LanguageReport(home, ask, logger) };

@@ -2,13 +2,16 @@ import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
+import { log } from './log';
 import { API_HOME, readGatewayPort, withoutPrivate } from './settings';
 import type { GatewayPlace } from './supervision';
 import { parsePasswd } from './users';
 
 const DEFAULT_PYTHON = '/opt/cellbox/venv/bin/python';
 const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
-/** What the gateway prints first, if at all. */
+/** How the gateway's own lines begin. */
+const OWN_LINE = 'cellbox gateway ';
+/** What it prints first, if at all. */
 const TAKES_CONNECTIONS = /^cellbox gateway takes connections at (\/.*)$/;
 /** What it prints once it listens. */
 const LISTENING = /^cellbox gateway listening on \S+:(\d{1,5})$/;
@@ -80,12 +83,14 @@ export function spawnGateway(
   let line = '';
   let connections: string | undefined;
   child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-    process.stdout.write(text);
     const lines = (line + text).split('\n');
     line = (lines.pop() ?? '').slice(0, MAX_LINE_CHARS);
-    for (const complete of lines) {
-      connections = TAKES_CONNECTIONS.exec(complete.trimEnd())?.[1] ?? connections;
-      const port = LISTENING.exec(complete.trimEnd())?.[1];
+    for (const complete of lines.map((each) => each.trimEnd())) {
+      // Its own lines are told with their time, as ours are.
+      if (complete.startsWith(OWN_LINE)) log(`gateway ${complete.slice(OWN_LINE.length)}`);
+      else process.stdout.write(`${complete}\n`);
+      connections = TAKES_CONNECTIONS.exec(complete)?.[1] ?? connections;
+      const port = LISTENING.exec(complete)?.[1];
       if (port !== undefined) onListening({ port: Number(port), connections });
     }
   });

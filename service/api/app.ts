@@ -22,6 +22,7 @@ import { HttpError, errorHandler } from './error-response';
 import { executionHandlers } from './executions';
 import type { ExecutionRunner } from './executions';
 import { healthHandler } from './health';
+import { logHandlers } from './logs';
 import { poolHandlers } from './pools';
 import { sandboxHandlers } from './sandboxes';
 import { templateHandlers } from './templates';
@@ -148,6 +149,7 @@ export function createApi(options: ApiOptions): Express {
 
   function coreRoutes({ sandboxes }: ApiOptions): Route[] {
     const sandbox = sandboxHandlers({ sandboxes, domain });
+    const log = logHandlers(sandboxes);
     const template = templateHandlers(resourcesOf(config));
     return [
       ['post', '/sandboxes', sandbox.create('v1')],
@@ -163,9 +165,10 @@ export function createApi(options: ApiOptions): Express {
       ['post', '/sandboxes/:sandboxID/refreshes', sandbox.refresh],
       ['post', '/sandboxes/:sandboxID/pause', sandbox.pause],
       ['post', '/sandboxes/:sandboxID/resume', sandbox.resume],
+      ['put', '/sandboxes/:sandboxID/network', sandbox.network],
       ['get', '/sandboxes/:sandboxID/metrics', sandbox.metrics],
-      ['get', '/sandboxes/:sandboxID/logs', sandbox.logs],
-      ['get', '/v2/sandboxes/:sandboxID/logs', sandbox.logsV2],
+      ['get', '/sandboxes/:sandboxID/logs', log.logs],
+      ['get', '/v2/sandboxes/:sandboxID/logs', log.logsV2],
       ['get', '/templates', template.list],
       ['get', '/v2/templates', template.listPaged],
       ['get', '/templates/aliases/:alias', template.getByAlias],
@@ -232,7 +235,6 @@ function laterOperations(): Array<[Method, string, string]> {
     ['post', '/sandboxes/:sandboxID/fork', 'Forking a sandbox'],
     ['post', '/sandboxes/:sandboxID/snapshots', 'Snapshots'],
     ['get', '/snapshots', 'Snapshots'],
-    ['put', '/sandboxes/:sandboxID/network', 'Changing network rules'],
     ['post', '/templates', builds],
     ['post', '/v2/templates', builds],
     ['post', '/v3/templates', builds],

@@ -1,7 +1,6 @@
 import type { Request, RequestHandler, Response } from 'express';
 import type { ServerResponse } from 'node:http';
 import { pipeline } from 'node:stream/promises';
-import { parseSandboxId } from '../../protocol/control-plane';
 import type { TextStream } from '../../protocol/interpreter';
 import { NewExecution } from '../../protocol/native';
 import type { ExecutionInfo } from '../../protocol/native';
@@ -11,7 +10,7 @@ import type { Submission } from '../interpreter/submission';
 import type { RunningSandbox } from '../sandboxes/sandbox';
 import type { Sandboxes } from '../sandboxes/sandboxes';
 import { teamOf } from './auth';
-import { parseBody, queryInteger, queryOf } from './input';
+import { parseBody, queryInteger, queryOf, sandboxIdOf } from './input';
 
 /** Who runs code; see `Interpreter`. */
 export interface ExecutionRunner {
@@ -33,7 +32,7 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
   };
 
   /** The id of a sandbox of the caller's, whatever its state. */
-  const knownId = (req: Request, res: Response): string => sandboxes.get(teamOf(res), idOf(req)).id;
+  const knownId = (req: Request, res: Response): string => sandboxes.get(teamOf(res), sandboxIdOf(req)).id;
 
   const running = (req: Request, res: Response): RunningSandbox => {
     const id = knownId(req, res);
@@ -50,6 +49,9 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
     executions().findExecution(knownId(req, res), String(req.params['executionID']));
 
   const create: RequestHandler = async (req, res) => {
+    const id = knownId(req, res);
+    // As traffic to the sandbox does.
+    if (sandboxes.findSleeping(id) !== undefined) await sandboxes.wake(id);
     const sandbox = running(req, res);
     const { detached, ...request } = withRemedy(() => parseBody(NewExecution, req.body));
     const record = await executions().submit(sandbox, request, detached === true);
@@ -82,6 +84,7 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
 
   const cancel: RequestHandler = async (req, res) => {
     const record = recordOf(req, res);
+    if (record.state === 'running') running(req, res); // a kernel that stands still can't be told
     await record.cancel();
     res.status(202).json(toInfo(record));
   };
@@ -102,12 +105,6 @@ export function executionHandlers(sandboxes: Sandboxes, runner: ExecutionRunner 
   };
 
   return { create, list, get, events, cancel, output, interrupt };
-}
-
-function idOf(req: Request): string {
-  const id = parseSandboxId(String(req.params['sandboxID']));
-  if (id === undefined) throw new ServiceError('invalid_argument', 'Invalid sandbox ID');
-  return id;
 }
 
 /** What the body parser says is wrong, with an example of what is right. */

@@ -1,5 +1,6 @@
 import type { Request } from 'express';
 import type { z } from 'zod';
+import { parseSandboxId } from '../../protocol/control-plane';
 import { ServiceError } from '../errors';
 
 const MAX_ISSUES = 5;
@@ -56,4 +57,15 @@ export function queryWord<Word extends string>(
   if (word === undefined)
     throw new ServiceError('invalid_argument', `${name}: must be ${words.join(' or ')}`);
   return word;
+}
+
+/** The sandbox that the path names; the old form with a client's id behind it counts too. */
+export function sandboxIdOf(req: Request): string {
+  const id = parseSandboxId(String(req.params['sandboxID']));
+  if (id === undefined) throw badSandboxId();
+  return id;
+}
+
+export function badSandboxId(): ServiceError {
+  return new ServiceError('invalid_argument', 'Invalid sandbox ID');
 }

@@ -10,6 +10,7 @@ import {
   NewSandboxV2,
   PAGE_LIMIT,
   ResumeSandbox,
+  SandboxNetworkUpdate,
   SandboxPause,
   SandboxRefresh,
   SandboxTimeout,
@@ -31,7 +32,16 @@ import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';
-import { parseBody, parseOptionalBody, queryInteger, queryOf, queryWord } from './input';
+import {
+  badSandboxId,
+  parseBody,
+  parseOptionalBody,
+  queryInteger,
+  queryOf,
+  queryWord,
+  sandboxIdOf,
+} from './input';
+import { egressOf } from './network';
 
 export interface SandboxRoutesOptions {
   sandboxes: Sandboxes;
@@ -49,7 +59,8 @@ const MAX_ENV_BYTES = 131_071;
 /** All names and values together, of the environment and of metadata each. */
 const MAX_MAP_BYTES = 1_048_576;
 const MAX_SANDBOX_IDS = 100;
-const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}/;
+/** With a zone: without one it would mean another moment on every machine. */
+const DATE_TIME = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}.*(?:[Zz]|[+-]\d{2}:?\d{2})$/;
 
 /** The handlers under `/sandboxes` and `/v2/sandboxes`: what a request says, asked of `Sandboxes`, told as E2B does. */
 export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
@@ -76,7 +87,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
         generation === 'v1'
           ? parseBody(ConnectSandbox, req.body)
           : parseOptionalBody(ConnectSandboxV2, req.body);
-      const id = idOf(req);
+      const id = sandboxIdOf(req);
       refuseWhen(body.memory === false, 'memory: false (a cold boot)');
       markNotRepeatable(res);
       const timeoutSeconds = body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v2;
@@ -88,7 +99,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const body = parseOptionalBody(ResumeSandbox, req.body);
     refuseWhen(body.memory === false, 'memory: false (a cold boot)');
     markNotRepeatable(res);
-    const { sandbox } = await sandboxes.connect(teamOf(res), idOf(req), {
+    const { sandbox } = await sandboxes.connect(teamOf(res), sandboxIdOf(req), {
       timeoutSeconds: body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v1,
       mustBePaused: true,
       ...(body.autoPause !== undefined && { autoPause: body.autoPause }),
@@ -100,28 +111,37 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const body = parseOptionalBody(SandboxPause, req.body);
     refuseWhen(body.memory === false, 'memory: false (a pause that keeps only files)');
     refuseWhen(body.requireHealthyGuest === true, 'requireHealthyGuest');
-    await sandboxes.pause(teamOf(res), idOf(req));
+    await sandboxes.pause(teamOf(res), sandboxIdOf(req));
     res.status(204).end();
   };
 
   const get: RequestHandler = (req, res) => {
-    res.json(detail(sandboxes.get(teamOf(res), idOf(req)), domain));
+    res.json(detail(sandboxes.get(teamOf(res), sandboxIdOf(req)), domain));
   };
 
   const kill: RequestHandler = async (req, res) => {
-    await sandboxes.kill(teamOf(res), idOf(req));
+    await sandboxes.kill(teamOf(res), sandboxIdOf(req));
     res.status(204).end();
   };
 
   const timeout: RequestHandler = async (req, res) => {
     const body = parseBody(SandboxTimeout, req.body);
-    await sandboxes.setTimeout(teamOf(res), idOf(req), body.timeout);
+    await sandboxes.setTimeout(teamOf(res), sandboxIdOf(req), body.timeout);
     res.status(204).end();
   };
 
   const refresh: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(SandboxRefresh, req.body);
-    await sandboxes.refresh(teamOf(res), idOf(req), body.duration ?? MIN_REFRESH_SECONDS);
+    await sandboxes.refresh(teamOf(res), sandboxIdOf(req), body.duration ?? MIN_REFRESH_SECONDS);
+    res.status(204).end();
+  };
+
+  const network: RequestHandler = async (req, res) => {
+    const body = parseBody(SandboxNetworkUpdate, req.body);
+    const id = sandboxIdOf(req);
+    const { allowOut, denyOut, allow_internet_access: allowInternetAccess, ...later } = body;
+    for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), name);
+    await sandboxes.setNetwork(teamOf(res), id, egressOf({ allowOut, denyOut, allowInternetAccess }, ''));
     res.status(204).end();
   };
 
@@ -155,7 +175,12 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const end = queryInteger(query, 'end', range) ?? Infinity;
     if (start > end) throw new ServiceError('invalid_argument', 'start: must not be after end');
     // To the end of the last second: a sample is in the second that its timestamp shows.
-    const samples = await sandboxes.listMetrics(teamOf(res), idOf(req), start * 1000, end * 1000 + 999);
+    const samples = await sandboxes.listMetrics(
+      teamOf(res),
+      sandboxIdOf(req),
+      start * 1000,
+      end * 1000 + 999,
+    );
     res.json(samples.map(toMetric));
   };
 
@@ -168,7 +193,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     const answers = await Promise.all(
       ids.map(async (text) => {
         const id = parseSandboxId(text);
-        if (id === undefined) throw badId();
+        if (id === undefined) throw badSandboxId();
         try {
           const sample = await sandboxes.lastMetric(teamOf(res), id);
           return sample === undefined ? [] : [[id, toMetric(sample)] as const];
@@ -181,17 +206,6 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     res.json({ sandboxes: Object.fromEntries(answers.flat()) });
   };
 
-  /** No log of a sandbox is kept: known sandboxes have an empty one. */
-  const logs: RequestHandler = (req, res) => {
-    sandboxes.get(teamOf(res), idOf(req));
-    res.json({ logs: [], logEntries: [] });
-  };
-
-  const logsV2: RequestHandler = (req, res) => {
-    sandboxes.get(teamOf(res), idOf(req));
-    res.json({ logs: [] });
-  };
-
   return {
     create,
     connect,
@@ -201,26 +215,15 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
     kill,
     timeout,
     refresh,
+    network,
     listRunning,
     listAll,
     metrics,
     allMetrics,
-    logs,
-    logsV2,
   };
 }
 
 // --- reading a request ------------------------------------------------------------------------------------------
-
-function idOf(req: Request): string {
-  const id = parseSandboxId(String(req.params['sandboxID']));
-  if (id === undefined) throw badId();
-  return id;
-}
-
-function badId(): ServiceError {
-  return new ServiceError('invalid_argument', 'Invalid sandbox ID');
-}
 
 /** Accepting in silence what is not done would be worse than refusing it. */
 function refuseWhen(asked: boolean, feature: string): void {
@@ -251,9 +254,10 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
   refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
-  refuseWhen(autoResume, 'autoResume');
-  const { allowPublicTraffic, ...rules } = body.network ?? {};
-  for (const [name, value] of Object.entries(rules)) refuseWhen(asked(value), `network.${name}`);
+  const { allowPublicTraffic, allowOut, denyOut, ...later } = body.network ?? {};
+  for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), `network.${name}`);
+  const allowInternetAccess = body.allow_internet_access;
+  const egress = egressOf({ allowOut, denyOut, allowInternetAccess }, 'network.');
 
   const metadata = body.metadata ?? {};
   const env = body.envVars ?? {};
@@ -274,8 +278,9 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     env,
     secure: body.secure ?? false,
     allowPublicTraffic: allowPublicTraffic ?? true,
-    allowInternetAccess: body.allow_internet_access ?? true,
+    ...egress,
     autoPause,
+    autoResume,
     ...(key !== undefined && { idempotencyKey: key }),
   };
 }
@@ -336,7 +341,10 @@ function listFilter(query: URLSearchParams): ListFilter {
   const startedAfter = query.get('startedAfter');
   const since = startedAfter === null || startedAfter === '' ? undefined : Date.parse(startedAfter);
   if (since !== undefined && (Number.isNaN(since) || !DATE_TIME.test(startedAfter ?? ''))) {
-    throw new ServiceError('invalid_argument', 'startedAfter: must be a date and time as RFC 3339 has it');
+    throw new ServiceError(
+      'invalid_argument',
+      'startedAfter: must be a date and time with a zone, as RFC 3339 has it',
+    );
   }
   const template = query.get('template') ?? '';
   return {
@@ -404,7 +412,12 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
     ...(sandbox.accessToken !== undefined && { envdAccessToken: sandbox.accessToken }),
     allowInternetAccess: sandbox.allowInternetAccess,
     domain,
-    network: { allowPublicTraffic: sandbox.allowPublicTraffic },
-    lifecycle: { autoResume: false, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
+    network: {
+      allowPublicTraffic: sandbox.allowPublicTraffic,
+      ...(sandbox.allowOut.length > 0 && { allowOut: [...sandbox.allowOut] }),
+      ...(sandbox.denyOut.length > 0 && { denyOut: [...sandbox.denyOut] }),
+    },
+    lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
+    ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };
 }

@@ -17,7 +17,7 @@ import { REQUEST_ID_HEADER } from '../observability/request-observer';
 import type { RequestKind, RequestObserver } from '../observability/request-observer';
 import { currentScope } from '../observability/scope';
 import type { Instance } from '../runtime/runtime';
-import type { RunningSandbox } from '../sandboxes/sandbox';
+import type { RunningSandbox, Sandbox } from '../sandboxes/sandbox';
 import { sameSecret } from '../secrets';
 import { AgentConnections } from './agent-connections';
 import type { AgentConnection } from './agent-connections';
@@ -42,6 +42,9 @@ export interface EdgeOptions {
   sandboxes: {
     find(id: string): RunningSandbox | undefined;
     findBySignature(query: SignedQuery): RunningSandbox | undefined;
+    /** One that does not run and wants to be resumed by traffic. */
+    findSleeping(id: string): Sandbox | undefined;
+    wake(id: string): Promise<void>;
   };
   interpreter: { handle(machine: InterpreterMachine, req: IncomingMessage, res: ServerResponse): void };
   logger: Logger;
@@ -185,9 +188,18 @@ export class Edge {
     req: IncomingMessage,
     res: ServerResponse,
     upgrade?: Upgrade,
+    woken = false,
   ): void {
     const checked = destination.type === 'error' ? destination : this.admit(destination, req);
     if (checked.type === 'error') {
+      const sleeping =
+        destination.type === 'sandbox' && checked.error.type === 'gone' && !woken && !this.closed
+          ? this.options.sandboxes.findSleeping(destination.id)
+          : undefined;
+      if (destination.type === 'sandbox' && sleeping !== undefined) {
+        void this.wake(sleeping, destination, req, res, upgrade);
+        return;
+      }
       sendError(req, res, checked.error);
       return;
     }
@@ -205,6 +217,34 @@ export class Edge {
       return;
     }
     void this.forward(sandbox, port, req, res, upgrade);
+  }
+
+  /** Resumes a sandbox for a request that may come in, then answers that. The body waits where it is. Never rejects. */
+  private async wake(
+    sandbox: Sandbox,
+    destination: SandboxPort,
+    req: IncomingMessage,
+    res: ServerResponse,
+    upgrade: Upgrade | undefined,
+  ): Promise<void> {
+    const { id } = sandbox;
+    if (!mayWake(sandbox, destination.port, req)) {
+      sendError(req, res, { type: 'resume-refused', sandboxId: id });
+      return;
+    }
+    try {
+      await this.options.sandboxes.wake(id);
+    } catch (error) {
+      const { code } = ServiceError.from(error);
+      this.options.logger.warn({ sandboxId: id, code, err: error }, 'traffic could not resume a sandbox');
+      if (code === 'deadline_exceeded') sendError(req, res, { type: 'resume-slow', sandboxId: id });
+      else if (this.options.sandboxes.findSleeping(id) === undefined) {
+        sendError(req, res, { type: 'gone', sandboxId: id });
+      } else sendError(req, res, { type: 'resume-failed' });
+      return;
+    }
+    if (res.destroyed || req.socket.destroyed) return; // the client did not wait; the next one finds it running
+    this.answer(destination, req, res, upgrade, true);
   }
 
   /** All checks before a byte moves. Nothing is awaited, so what was true here is true when the request is passed on. */
@@ -298,9 +338,15 @@ export class Edge {
     signal: AbortSignal,
   ): Promise<Socket | AgentConnection> {
     if (port !== AGENT_PORT) return dialPatiently(instance, port, signal);
-    return (
-      this.agents.take(instance) ?? this.agents.adopt(instance, await dialPatiently(instance, port, signal))
+    const idle = this.agents.take(instance);
+    if (idle !== undefined) return idle;
+    const socket = await dialPatiently(instance, port, signal);
+    // After a pause an idle one may be too old for the agent, which closes it while it gets the next request.
+    socket.once(
+      'close',
+      this.track(instance.id, () => socket.destroy()),
     );
+    return this.agents.adopt(instance, socket);
   }
 
   private onStreamRequest(req: IncomingMessage, res: ServerResponse): void {
@@ -333,6 +379,15 @@ type SandboxPort = { type: 'sandbox'; id: string; port: number };
 type Refused = { type: 'error'; error: EdgeError };
 type Admitted = { type: 'admitted'; sandbox: RunningSandbox; port: number };
 type Destination = SandboxPort | Refused;
+
+/** Who may not use the port may not resume the sandbox for it. The agent looks at signatures itself, once it runs. */
+function mayWake(sandbox: Sandbox, port: number, req: IncomingMessage): boolean {
+  const isAgent = port === AGENT_PORT;
+  const wanted = isAgent ? sandbox.accessToken : sandbox.trafficToken;
+  if (wanted === undefined) return isAgent || sandbox.allowPublicTraffic;
+  const given = req.headers[isAgent ? HEADERS.accessToken : HEADERS.trafficToken];
+  return typeof given === 'string' && sameSecret(given, wanted);
+}
 
 function kindOf(destination: Destination): RequestKind {
   if (destination.type === 'error') return 'refused';

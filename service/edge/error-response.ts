@@ -6,6 +6,9 @@ export type EdgeError =
   | { type: 'port-closed'; sandboxId: string; port: number }
   | { type: 'traffic-token-missing'; sandboxId: string }
   | { type: 'traffic-token-wrong'; sandboxId: string }
+  | { type: 'resume-refused'; sandboxId: string }
+  | { type: 'resume-slow'; sandboxId: string }
+  | { type: 'resume-failed' }
   | { type: 'reserved-path'; path: string }
   | { type: 'wrong-signature' }
   | { type: 'bad-request'; message: string }
@@ -47,6 +50,22 @@ export function renderError(error: EdgeError): Rendered {
         error.sandboxId,
         `Sandbox is secured with traffic access token. Provided token in header ${TRAFFIC_HEADER} is invalid`,
       );
+    case 'resume-refused':
+      return forbidden(
+        error.sandboxId,
+        "This sandbox can't be resumed with the credentials provided. Check your access token and try again.",
+      );
+    case 'resume-slow':
+      return {
+        status: 409,
+        body: {
+          sandboxId: error.sandboxId,
+          message: 'The sandbox is still transitioning. Try again in a moment.',
+          code: 409,
+        },
+      };
+    case 'resume-failed':
+      return { status: 500, body: 'The sandbox could not be resumed' };
     case 'reserved-path':
       return {
         status: 404,

@@ -137,6 +137,7 @@ async function execute({ options, contexts, records, req, res }: Request): Promi
   const context = await contextOf(contexts, body).catch((error: unknown) => {
     throw creationFailure(error, normalizeLanguage(body.language), options);
   });
+  if (res.destroyed) return; // its client left before it began
   const execution = createExecution(context, records, options, body, false);
   const { record } = execution;
   const stream = new EventStream(res, options.keepaliveMs, record.id);

@@ -21,6 +21,9 @@ const MAX_STARTS = 3;
 /** Ends of a kernel after which there is, or can be, another one. */
 const REPLACED: ReadonlySet<KernelEnd> = new Set(['restarting', 'dead', 'forgotten']);
 
+/** Told of each kernel that ended without having been asked to by the API. */
+export type OnKernelDeath = (ended: { contextId: string; language: string; death: KernelDeath }) => void;
+
 export interface ContextOptions {
   id: string;
   /** Normalised name. */
@@ -35,12 +38,15 @@ export interface ContextOptions {
   home: string;
   kernelTimeoutMs: number;
   logger: Logger;
+  onKernelDeath?: OnKernelDeath | undefined;
   /** Of a kernel that runs already. */
   kernelId?: string;
   /** It is at work, and answers when it is through. */
   isBusy?: boolean;
   /** When an execution last began in the kernel that an earlier service had for it, also in one that is gone. */
   usedAt?: number | undefined;
+  /** The kernel that it has is not the one of that execution, which went with its gateway. */
+  isReplaced?: boolean;
 }
 
 /**
@@ -76,6 +82,8 @@ export class Context implements ExecutionHost {
   private spawning: Promise<string> | undefined;
   private readonly queue: Execution[] = [];
   private readonly closing = new AbortController();
+  /** The machine stands still. */
+  private frozen = false;
 
   constructor(private readonly options: ContextOptions) {
     this.id = options.id;
@@ -90,7 +98,8 @@ export class Context implements ExecutionHost {
     // A kernel that was found may have died with nobody there to give its next process what it lacks.
     this.processEnv = this.found ? undefined : options.env;
     this.state = new KernelState(options.usedAt);
-    if (!this.found) this.state.end({}); // gone with its gateway, if there was one
+    // Gone with its gateway, if there was one.
+    if (!this.found || options.isReplaced === true) this.state.end({});
   }
 
   get languageName(): string {
@@ -118,8 +127,28 @@ export class Context implements ExecutionHost {
     return this.closing.signal.aborted;
   }
 
+  /** False while the kernel is on its way, which a standstill of the machine would break off. */
+  get isAtRest(): boolean {
+    return this.connecting === undefined || this.readyKernel !== undefined;
+  }
+
+  /** The machine is about to stand still; what runs and waits here goes on with `thaw`. */
+  freeze(): void {
+    this.frozen = true;
+    for (const execution of [...this.queue]) execution.freeze();
+  }
+
+  thaw(): void {
+    this.frozen = false;
+    for (const execution of this.queue) execution.thaw();
+  }
+
   /** Gets the turn after those before it; its end is its own business. */
   enqueue(execution: Execution): void {
+    if (this.frozen) {
+      execution.finish({ type: 'sandbox_ended' }); // it came in at the last moment
+      return;
+    }
     this.queue.push(execution);
     if (this.queue.length === 1) void this.workOff(); // never rejects, as `run` doesn't
   }
@@ -413,6 +442,9 @@ export class Context implements ExecutionHost {
 
   private onKernelEnd(client: KernelClient, end: KernelEnd, death: KernelDeath): void {
     if (client !== this.client) return;
+    if (end === 'dead' || end === 'restarting') {
+      this.options.onKernelDeath?.({ contextId: this.id, language: this.languageName, death });
+    }
     if (end === 'dead' || end === 'forgotten') this.kernelId = undefined;
     if (end === 'restarting') this.renewed();
     if (REPLACED.has(end)) this.state.end(death);

@@ -4,9 +4,11 @@ import type { Context as ContextListing } from '../../protocol/interpreter';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { Context } from './context';
+import type { OnKernelDeath } from './context';
 import { tellLost } from './endings';
 import { Execution } from './execution';
 import type { ExecutionRecord } from './execution-record';
+import type { LastUse } from './execution-records';
 import { Gateway } from './gateway';
 import type { KernelModel } from './gateway';
 import { deathOf } from './kernel-death';
@@ -35,9 +37,10 @@ export interface ContextsOptions {
   /** For executions of an earlier service. */
   interruptGraceMs: number;
   /** See `ExecutionRecords.lastUse`. */
-  lastUse: (contextId: string) => number | undefined;
+  lastUse: (contextId: string) => LastUse | undefined;
   home: string;
   logger: Logger;
+  onKernelDeath?: OnKernelDeath | undefined;
 }
 
 /**
@@ -99,9 +102,12 @@ export class Contexts {
    * A machine with a past: takes over the kernels that run there, then sees to the defaults. Never rejects.
    *
    * @param unanswered what an earlier service had sent to them: waited for where the kernel is found, else told as lost.
+   * @param pausedAt since when the machine stood still until now (milliseconds since the epoch), if it did: what
+   *   kernels are busy with is then left to them.
    */
-  adopt(unanswered: readonly ExecutionRecord[] = []): Promise<void> {
-    this.adopting ??= this.takeOver(unanswered).finally(() => (this.adopting = undefined));
+  adopt(unanswered: readonly ExecutionRecord[] = [], pausedAt?: number): Promise<void> {
+    const standstillMs = pausedAt === undefined ? undefined : Math.max(0, Date.now() - pausedAt);
+    this.adopting ??= this.takeOver(unanswered, standstillMs).finally(() => (this.adopting = undefined));
     return this.adopting;
   }
 
@@ -156,6 +162,22 @@ export class Contexts {
     await context.remove();
   }
 
+  /**
+   * The machine is about to stand still; `thaw` goes on where this was. False when something is under way that the
+   * standstill would break off: then the owner closes these contexts and has others `adopt` the kernels afterwards.
+   */
+  freeze(): boolean {
+    const all = [...this.contexts.values()];
+    if (this.adopting !== undefined || this.unlisted.size > 0) return false;
+    if (!all.every((context) => context.isAtRest)) return false;
+    for (const context of all) context.freeze();
+    return true;
+  }
+
+  thaw(): void {
+    for (const context of this.contexts.values()) context.thaw();
+  }
+
   close(): void {
     if (this.closed) return;
     this.closed = true;
@@ -177,10 +199,11 @@ export class Contexts {
     isDefault: boolean,
     existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
   ): Context {
-    const { home, kernelTimeoutMs, lastUse } = this.options;
+    const { home, kernelTimeoutMs, lastUse, onKernelDeath } = this.options;
     const known = existing.id === undefined ? undefined : lastUse(existing.id);
     // One that is found may have been used longer ago than executions are kept.
-    const usedAt = known ?? (existing.kernelId === undefined ? undefined : Date.now());
+    const usedAt = known?.at ?? (existing.kernelId === undefined ? undefined : Date.now());
+    const isReplaced = known?.kernelId !== undefined && known.kernelId !== existing.kernelId;
     return new Context({
       id: randomUUID(),
       language,
@@ -192,7 +215,9 @@ export class Contexts {
       home,
       kernelTimeoutMs,
       logger: this.logger,
+      onKernelDeath,
       usedAt,
+      isReplaced,
       ...existing,
     });
   }
@@ -202,7 +227,10 @@ export class Contexts {
     return context;
   }
 
-  private async takeOver(unanswered: readonly ExecutionRecord[]): Promise<void> {
+  private async takeOver(
+    unanswered: readonly ExecutionRecord[],
+    standstillMs: number | undefined,
+  ): Promise<void> {
     const deadline = Date.now() + this.options.kernelTimeoutMs;
     const waiting = new Set(unanswered);
     let asked = false;
@@ -211,7 +239,8 @@ export class Contexts {
         const kernels = await this.gateway.listKernels();
         asked = true;
         const age = (kernel: KernelModel): number => kernel.metadata?.cellbox.created_at ?? 0;
-        for (const kernel of kernels.sort((a, b) => age(a) - age(b))) await this.adoptKernel(kernel, waiting);
+        for (const kernel of kernels.sort((a, b) => age(a) - age(b)))
+          await this.adoptKernel(kernel, waiting, standstillMs);
       } catch (error) {
         if (Date.now() > deadline) {
           this.logger.warn({ err: error }, 'running kernels could not be taken over');
@@ -224,11 +253,16 @@ export class Contexts {
     if (this.closed) return; // whoever takes the machine up again looks for them
     for (const record of waiting) {
       record.end(tellLost(asked ? { type: 'died', death: {} } : { type: 'lost' }));
+      if (asked) this.contexts.get(record.options.contextId)?.lossIsTold();
     }
     this.prepare();
   }
 
-  private async adoptKernel(kernel: KernelModel, waiting: Set<ExecutionRecord>): Promise<void> {
+  private async adoptKernel(
+    kernel: KernelModel,
+    waiting: Set<ExecutionRecord>,
+    standstillMs: number | undefined,
+  ): Promise<void> {
     const found = kernel.metadata?.cellbox;
     const language = found?.language ?? languageOfKernel(kernel.name);
     const known = [...this.contexts.values()];
@@ -255,8 +289,8 @@ export class Contexts {
       context.lossIsTold();
     } else if (record !== undefined) {
       waiting.delete(record);
-      this.inherit(context, record);
-    } else if (isBusy) {
+      this.inherit(context, record, standstillMs);
+    } else if (isBusy && standstillMs === undefined) {
       // Nobody knows whose this is, and nobody is going to take what comes of it.
       await context
         .interrupt()
@@ -267,14 +301,14 @@ export class Contexts {
   }
 
   /** Waits for what an earlier service had sent; for the kernel, E2B's clients went away with that service. */
-  private inherit(context: Context, record: ExecutionRecord): void {
+  private inherit(context: Context, record: ExecutionRecord, standstillMs = 0): void {
     const { unanswered } = record;
     if (unanswered === undefined) return;
     const { interruptGraceMs } = this.options;
     const { timeoutMs } = record.options;
     const execution = new Execution(
       context,
-      { code: '', env: {}, timeoutMs, interruptGraceMs },
+      { code: '', env: {}, timeoutMs, interruptGraceMs, standstillMs },
       record,
       unanswered,
     );

@@ -31,7 +31,9 @@ export type Outcome =
   /** The time limit passed, and the grace after the interrupt. */
   | { type: 'timeout_killed' }
   | { type: 'client_gone' }
-  | { type: 'sandbox_ended' };
+  | { type: 'sandbox_ended' }
+  /** The sandbox is being paused, and the connection to the client lost by it. The cell goes on afterwards. */
+  | { type: 'paused' };
 
 /** Why a running execution was interrupted. */
 export type Stop = 'interrupt' | 'timeout';
@@ -84,6 +86,7 @@ export function tell(outcome: Outcome, facts: EndFacts): Told {
     case 'client_gone':
       return told('client_gone', true, []);
     case 'sandbox_ended':
+    case 'paused':
       return told('sandbox_ended', null, []);
     default:
       return assertNever(outcome);

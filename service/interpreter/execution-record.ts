@@ -80,6 +80,8 @@ export class ExecutionRecord {
   readonly createdAt: number;
   /** When the kernel got it. */
   startedAt: number | undefined;
+  /** Where it began. */
+  kernelId: string | undefined;
   endedAt: number | undefined;
   ending: Ending | undefined;
   /** Somebody who held the kernel back because of `isFull` may let it go on. */
@@ -139,6 +141,11 @@ export class ExecutionRecord {
     this.view = view;
   }
 
+  /** Somebody of E2B's API waits for it, on a connection that it lives and dies with. */
+  get isPlain(): boolean {
+    return this.view !== undefined;
+  }
+
   drained(): void {
     if (!this.isFull) this.onDrain?.();
   }
@@ -157,7 +164,8 @@ export class ExecutionRecord {
   /** The kernel is about to get it. */
   begin(sent: Omit<SentRequest, 'is_plain'>): void {
     this.startedAt = Date.now();
-    this.sent = { ...sent, is_plain: this.view !== undefined };
+    this.sent = { ...sent, is_plain: this.isPlain };
+    this.kernelId = sent.kernel_id;
     this.options.onEntry(this.startedEntry(this.sent));
   }
 
@@ -326,6 +334,7 @@ export class ExecutionRecord {
       id: this.id,
       at: this.endedAt ?? this.createdAt,
       started_at: this.startedAt ?? null,
+      ...(this.kernelId !== undefined && { kernel_id: this.kernelId }),
       ending,
       file_events: fileEvents,
       file_bytes: fileBytes,
@@ -346,8 +355,10 @@ export class ExecutionRecord {
     this.results = left.results;
     this.startedAt = started?.at;
     this.sent = started;
+    this.kernelId = started?.kernel_id;
     if (ended === undefined) return;
     this.startedAt = ended.started_at ?? undefined;
+    this.kernelId = ended.kernel_id;
     this.endedAt = ended.at;
     this.ending = ended.ending;
     this.log.end();

@@ -31,6 +31,14 @@ export interface RecordsOptions {
 
 type NewRecord = Pick<RecordOptions, 'contextId' | 'language' | 'detached' | 'timeoutMs'>;
 
+/** That an execution began in a context. */
+export interface LastUse {
+  /** Milliseconds since the epoch. */
+  at: number;
+  /** Undefined when an earlier release has written it down. */
+  kernelId: string | undefined;
+}
+
 /**
  * The executions of one sandbox: those that wait and run, and those that ended a while ago. When room runs out, the
  * oldest that ended go first. What becomes of them is in a journal, from which `restore` has them again after the death
@@ -107,14 +115,15 @@ export class ExecutionRecords {
     return [...this.records.values()].filter((record) => record.unanswered !== undefined);
   }
 
-  /** When an execution last began in a context (milliseconds since the epoch), unless its variables were told as lost. */
-  lastUse(contextId: string): number | undefined {
+  /** The last execution that began in a context, unless its variables were told as lost. */
+  lastUse(contextId: string): LastUse | undefined {
     let last: ExecutionRecord | undefined;
     for (const record of this.records.values()) {
       if (record.options.contextId !== contextId || record.startedAt === undefined) continue;
       if (record.startedAt >= (last?.startedAt ?? 0)) last = record;
     }
-    return last?.ending?.state_survived === false ? undefined : last?.startedAt;
+    if (last?.startedAt === undefined || last.ending?.state_survived === false) return undefined;
+    return { at: last.startedAt, kernelId: last.kernelId };
   }
 
   private make(fields: NewRecord, origin: string | LeftBehind): ExecutionRecord {

@@ -15,6 +15,7 @@ import { asksToExit, readUsage } from './kernel-death';
 import { splitStreamText } from './languages';
 import type { KernelError, Language } from './languages';
 import { toErrorEvent, toOutputEvent } from './outputs';
+import { PausableTimer } from './pausable-timer';
 
 /** Between `idle` and a reply that is still on its way (another channel), and the other way round. */
 const REPLY_GRACE_MS = 2_000;
@@ -58,6 +59,8 @@ export interface ExecutionOptions {
   timeoutMs: number;
   /** After the interrupt at the limit, until the kernel is killed. */
   interruptGraceMs: number;
+  /** Of the time since the kernel got it, how long the machine stood still. */
+  standstillMs?: number;
 }
 
 /**
@@ -86,7 +89,9 @@ export class Execution implements KernelUser {
   private onMarker: (() => void) | undefined;
   private grace: NodeJS.Timeout | undefined;
   private request: KernelRequest | undefined;
-  private limit: NodeJS.Timeout | undefined;
+  private readonly limit = new PausableTimer();
+  /** The machine stands still. */
+  private frozen = false;
   /** Why it was interrupted. */
   private stop: Stop | undefined;
   /** Settles when no interrupt of ours is on its way to the kernel: a later cell must not get it. */
@@ -150,7 +155,8 @@ export class Execution implements KernelUser {
     if (this.killing !== undefined && outcome.type === 'client_gone') return; // the limit was first
     this.outcome = outcome;
     clearTimeout(this.grace);
-    clearTimeout(this.limit);
+    // The cell of one that a pause has ended goes on, within its limit.
+    if (outcome.type !== 'paused') this.limit.clear();
     this.close(outcome);
     this.trace.end(this.record.ending?.termination ?? outcome.type);
     this.resume(); // nobody is waited for any more, and the kernel's end must be heard
@@ -171,6 +177,21 @@ export class Execution implements KernelUser {
     await this.sendInterrupt();
   }
 
+  /**
+   * The machine is about to stand still, and its time with it. A client of E2B's API is lost with that, and its
+   * execution ends here; the cell goes on when the machine does.
+   */
+  freeze(): void {
+    this.frozen = true;
+    this.limit.pause();
+    if (this.record.isPlain) this.finish({ type: 'paused' });
+  }
+
+  thaw(): void {
+    this.frozen = false;
+    this.limit.resume();
+  }
+
   onKernelEnd(end: KernelEnd, death: KernelDeath): void {
     if (this.killing !== undefined) {
       // Ours, and told when it is done.
@@ -182,7 +203,9 @@ export class Execution implements KernelUser {
 
   onRecovered(): void {
     // The kernel answers in order. It answered what was asked after the recovery, so our answer is lost.
-    if (this.reply === undefined) this.finish({ type: 'lost' });
+    if (this.reply !== undefined) return;
+    this.finish({ type: 'lost' });
+    this.resolveSettled?.();
   }
 
   /** The kernel; undefined when it or the execution ended first. */
@@ -244,9 +267,12 @@ export class Execution implements KernelUser {
     try {
       await this.finished;
       if (this.outcome?.type === 'client_gone' && !settled) await this.interruptUntil(whenSettled);
+      // Ends with the cell, or with the kernel. What comes next would only wait in the kernel, and its limit would run.
+      if (this.outcome?.type === 'paused') await whenSettled;
       await this.killing;
       await this.interrupting;
     } finally {
+      this.limit.clear();
       this.request.dispose();
     }
   }
@@ -279,17 +305,17 @@ export class Execution implements KernelUser {
   }
 
   private limitTime(): void {
-    const { timeoutMs } = this.options;
+    const { timeoutMs, standstillMs = 0 } = this.options;
     if (timeoutMs === 0 || this.isOver) return;
     const { startedAt = Date.now() } = this.record;
-    this.limit = setTimeout(() => this.onTimeout(), Math.max(0, startedAt + timeoutMs - Date.now()));
+    this.limit.start(startedAt + standstillMs + timeoutMs - Date.now(), () => this.onTimeout());
   }
 
   /** The time limit has passed. What an interrupt does not end within the grace, the kernel's death does. */
   private onTimeout(): void {
     if (this.concluding) return; // the cell is through; what is left has deadlines of its own
     this.stop = 'timeout';
-    this.limit = setTimeout(() => void this.kill(), this.options.interruptGraceMs);
+    this.limit.start(this.options.interruptGraceMs, () => void this.kill());
     void this.sendInterrupt();
   }
 
@@ -402,12 +428,12 @@ export class Execution implements KernelUser {
       this.conclude();
       return;
     }
-    if (this.isOver) return;
+    if (this.isOver && this.outcome?.type !== 'paused') return;
     clearTimeout(this.grace);
     const grace = setTimeout(
       () => {
-        // Output that the client has not taken yet may hold back what we wait for.
-        if (this.paused) grace.refresh();
+        // Output that the client has not taken yet may hold back what we wait for, and so does a machine that stands still.
+        if (this.paused || this.frozen) grace.refresh();
         // In a busy process timers come before what has arrived long since: that is read first.
         else setImmediate(() => setImmediate(() => this.conclude()));
       },
@@ -420,7 +446,7 @@ export class Execution implements KernelUser {
     if (this.concluding) return;
     this.concluding = true;
     clearTimeout(this.grace);
-    clearTimeout(this.limit);
+    this.limit.clear();
     if (this.reply !== undefined && asksToExit(this.reply) && !this.isOver) {
       this.leaving = true;
       this.grace = setTimeout(() => this.settle(), EXIT_GRACE_MS);

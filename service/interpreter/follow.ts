@@ -12,6 +12,7 @@ export async function follow(
   res: ServerResponse,
   keepaliveMs: number,
 ): Promise<void> {
+  const isPast = record.ending !== undefined;
   const stream = new EventStream(res, keepaliveMs, record.id);
   const gone = new AbortController();
   let drained: (() => void) | undefined;
@@ -25,7 +26,8 @@ export async function follow(
       if (!stream.write(lines)) await new Promise<void>((resolve) => (drained = resolve));
       if (gone.signal.aborted) return;
     }
-    if (record.ending?.termination === 'sandbox_ended') stream.reset();
+    // Whoever was there breaks off with the sandbox; whoever asks after a pause is told all there is.
+    if (!isPast && record.ending?.termination === 'sandbox_ended') stream.reset();
     else stream.end();
   } catch {
     stream.reset(); // the files are gone, with the sandbox or with the disk: nobody must take this for the end

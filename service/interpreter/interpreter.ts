@@ -6,6 +6,7 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { answer } from './app';
 import type { AppOptions } from './app';
+import type { OnKernelDeath } from './context';
 import { Contexts } from './contexts';
 import type { Machine } from './contexts';
 import { sendError } from './error-response';
@@ -36,6 +37,8 @@ export interface InterpreterOptions {
   remedyFor?: ((language: string) => string | undefined) | undefined;
   /** The user's home as clients name it. */
   home?: string;
+  /** A kernel of a machine ended by itself; must not throw. */
+  onKernelDeath?: ((machineId: string, ended: Parameters<OnKernelDeath>[0]) => void) | undefined;
   /** Settings of executions; see `config.ts`. */
   executions?: Partial<ExecutionSettings>;
 }
@@ -201,12 +204,21 @@ export class Interpreter {
   }
 
   /**
-   * A machine that an earlier service, or this one before a pause, has used: takes over its kernels. Resolves when
-   * that is done; requests wait for it. Never rejects: what can't be found again is made anew.
+   * A machine that an earlier service has used: takes over its kernels. Resolves when that is done; requests wait for
+   * it. Never rejects: what can't be found again is made anew.
+   *
+   * @param pausedAt since when it was paused until now (milliseconds since the epoch), if it was.
    */
-  async adopt(machine: Machine): Promise<void> {
+  async adopt(machine: Machine, pausedAt?: number): Promise<void> {
     if (this.closed || this.residents.has(machine.id)) return;
-    await this.resident(machine).contexts.adopt(this.records.get(machine.id)?.unanswered);
+    await this.resident(machine).contexts.adopt(this.records.get(machine.id)?.unanswered, pausedAt);
+  }
+
+  /** After `suspend`: contexts and what runs in them go on. Never rejects. */
+  async resume(machine: Machine): Promise<void> {
+    const resident = this.residents.get(machine.id);
+    if (resident === undefined) await this.adopt(machine, Date.now());
+    else resident.contexts.thaw();
   }
 
   /**
@@ -233,7 +245,7 @@ export class Interpreter {
    * touched.
    */
   drop(machineId: string): void {
-    this.suspend(machineId);
+    this.release(machineId);
     const records = this.records.get(machineId);
     if (records === undefined) return;
     this.records.delete(machineId);
@@ -246,8 +258,22 @@ export class Interpreter {
     this.removing.add(removed);
   }
 
-  /** The sandbox is not to be reached for a while: as `drop`, but what its executions put out is kept. */
+  /**
+   * The sandbox is being paused: every answer under way is reset. Executions that were asked for by the native API go
+   * on with `resume`, those of E2B's end; their cells go on all the same.
+   */
   suspend(machineId: string): void {
+    const resident = this.residents.get(machineId);
+    if (resident === undefined) return;
+    if (!resident.contexts.freeze()) {
+      this.release(machineId);
+      return;
+    }
+    for (const res of [...resident.answers]) resetConnection(res);
+  }
+
+  /** Lets go of a machine, but keeps what its executions have put out. */
+  private release(machineId: string): void {
     const resident = this.residents.get(machineId);
     if (resident === undefined) return;
     this.residents.delete(machineId);
@@ -262,7 +288,7 @@ export class Interpreter {
   async close(): Promise<void> {
     this.closed = true;
     const left = [...this.records.values()].map((records) => records.leave());
-    for (const id of [...this.residents.keys()]) this.suspend(id);
+    for (const id of [...this.residents.keys()]) this.release(id);
     this.records.clear();
     await Promise.all([...left, ...this.removing]);
   }
@@ -314,6 +340,7 @@ export class Interpreter {
         lastUse: (contextId) => this.records.get(machine.id)?.lastUse(contextId),
         home,
         logger,
+        onKernelDeath: (ended) => this.options.onKernelDeath?.(machine.id, ended),
       }),
       answers: new Set(),
       isUnclaimed: false,

@@ -48,6 +48,8 @@ const EndedEntry = z.object({
   id: z.string(),
   at: z.number(),
   started_at: z.number().nullable(),
+  /** Absent when it never began, and in journals of earlier releases. */
+  kernel_id: z.string().optional(),
   ending: Ending,
   /** Events that the file has, and its size then; what comes after them is in `tail`, as lines without numbers. */
   file_events: z.int(),

@@ -32,6 +32,18 @@ export function deathOf(ending: unknown): KernelDeath {
   };
 }
 
+const MIB = 1_048_576;
+
+/** The same for people, in one sentence without a full stop. */
+export function describeDeath({ oom, signal, exitCode, memoryLimitBytes }: KernelDeath): string {
+  if (oom === true) {
+    const limit = memoryLimitBytes === undefined ? '' : ` of ${Math.round(memoryLimitBytes / MIB)} MiB`;
+    return `A kernel was killed because the memory${limit} ran out`;
+  }
+  if (signal !== undefined) return `A kernel was killed by ${signal}`;
+  return exitCode === undefined ? 'A kernel ended' : `A kernel ended with exit code ${exitCode}`;
+}
+
 const Used = z.object({
   cpu_ms: z.number().nonnegative().optional().catch(undefined),
   memory_peak_bytes: z.number().nonnegative().optional().catch(undefined),

@@ -28,6 +28,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     get caveats() {
       return runtime.caveats;
     },
+    whyNoNetworkRules: runtime.whyNoNetworkRules,
     // Its failures are an answer, and told by `/health`.
     check: () => runtime.check(),
     start: (spec, signal) => observed('start', spec.id, () => runtime.start(spec, signal), signal),
@@ -36,7 +37,9 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     pause: (id) => observed('pause', id, () => runtime.pause(id)),
     resume: (id) => observed('resume', id, () => runtime.resume(id)),
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
+    setNetwork: (id, access) => observed('network', id, () => runtime.setNetwork(id, access)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),
+    output: (id) => observed('output', id, () => runtime.output(id)),
     close: () => runtime.close(),
   };
 }

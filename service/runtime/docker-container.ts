@@ -1,5 +1,5 @@
 import type Dockerode from 'dockerode';
-import type { InstanceRecord, InstanceSpec, InstanceStats, Resources } from './runtime';
+import type { InstanceRecord, InstanceSpec, InstanceStats, OutputLine, Resources } from './runtime';
 
 /** Where the agent finds the service's socket: the read-only mount of the tunnel's directory. */
 export const TUNNEL_DIR_INSIDE = '/run/cellbox';
@@ -45,6 +45,10 @@ export interface ContainerInput {
   image: string;
   serviceId: string;
   network: string;
+  /** Address of its interface on the network: what rules of its own go by. */
+  mac: string;
+  /** Name servers that the engine's resolver asks from inside, by the machine's own network; empty: the host's settings. */
+  nameServers: readonly string[];
   tunnelDir: string;
   env: Record<string, string>;
   createdAt: number;
@@ -58,8 +62,15 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
   const { spec } = input;
   // The type definitions don't know it yet.
   const cgroupNamespace: object = { CgroupnsMode: 'private' };
+  const isOnNetwork = spec.network !== 'none';
+  const { mac, network, nameServers } = input;
   return {
     name: input.name,
+    // Engines from API 1.44 on read the second, older ones the first.
+    ...(isOnNetwork && {
+      MacAddress: mac,
+      NetworkingConfig: { EndpointsConfig: { [network]: { MacAddress: mac } } },
+    }),
     Image: input.image,
     Hostname: 'cellbox',
     Env: Object.entries(input.env).map(([name, value]) => `${name}=${value}`),
@@ -81,7 +92,9 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
       CapDrop: ['ALL'],
       CapAdd: CAPABILITIES,
       Privileged: false,
-      NetworkMode: spec.network === 'none' ? 'none' : input.network,
+      NetworkMode: isOnNetwork ? network : 'none',
+      // Also without a network, for the one that it may join later.
+      ...(nameServers.length > 0 && { Dns: [...nameServers] }),
       IpcMode: 'private',
       ...cgroupNamespace,
       LogConfig: { Type: 'json-file', Config: { 'max-size': '1m', 'max-file': '1' } },
@@ -162,4 +175,20 @@ export function toStats(stats: Dockerode.ContainerStats): InstanceStats {
     memoryLimitBytes: memory.limit,
     pids: stats.pids_stats?.current ?? 0,
   };
+}
+
+/** Bytes before each piece of a log: which stream, three zeros, length. */
+const FRAME_HEAD_BYTES = 8;
+
+/** The engine's log of a container without a terminal, read with time stamps. */
+export function toOutput(log: Buffer): OutputLine[] {
+  const lines: OutputLine[] = [];
+  for (let at = 0; at + FRAME_HEAD_BYTES <= log.length;) {
+    const begin = at + FRAME_HEAD_BYTES;
+    at = begin + log.readUInt32BE(at + 4);
+    const [stamp = '', text = ''] = log.toString('utf8', begin, at).split(/ (.*)/s);
+    const time = Date.parse(stamp);
+    lines.push(Number.isNaN(time) ? { text: `${stamp} ${text}` } : { at: time, text });
+  }
+  return lines;
 }

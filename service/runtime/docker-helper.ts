@@ -9,6 +9,8 @@ export interface HelperInput {
   /** Program for /bin/sh, run as root with NET_ADMIN and NET_RAW in the host's network namespace. */
   script: string;
   env?: Record<string, string>;
+  /** Its standard input; none when absent. */
+  input?: string;
   /** Merged last; how limits are tried out without a sandbox. */
   hostConfig?: Dockerode.HostConfig;
   /** The engine maps container users away: only the unmapped may enter the host's network namespace. */
@@ -28,6 +30,7 @@ export async function runHelper(docker: Dockerode, input: HelperInput): Promise<
     Image: input.image,
     Entrypoint: ['/bin/sh', '-c', input.script],
     Cmd: [],
+    ...(input.input === undefined ? {} : { OpenStdin: true, StdinOnce: true, AttachStdin: true }),
     User: '0:0',
     WorkingDir: '/',
     Env: Object.entries(input.env ?? {}).map(([name, value]) => `${name}=${value}`),
@@ -50,8 +53,15 @@ export async function runHelper(docker: Dockerode, input: HelperInput): Promise<
     created.then((late) => late.remove({ force: true, v: true })).catch(() => undefined);
     throw error;
   }
+  let stdin: NodeJS.ReadWriteStream | undefined;
   try {
+    if (input.input !== undefined) {
+      const attached = container.attach({ stream: true, stdin: true, hijack: true });
+      stdin = await callEngine('attach to helper container', attached, timeoutMs);
+      stdin.on('error', () => undefined); // a program that ended without reading all: its exit code says what matters
+    }
     await callEngine('start helper container', container.start(), timeoutMs);
+    stdin?.end(input.input ?? '');
     const { StatusCode } = (await callEngine('wait for helper container', container.wait(), timeoutMs)) as {
       StatusCode: number;
     };
@@ -69,6 +79,7 @@ export async function runHelper(docker: Dockerode, input: HelperInput): Promise<
     }
     return output;
   } finally {
+    (stdin as (NodeJS.ReadWriteStream & { destroy?: () => void }) | undefined)?.destroy?.();
     await removeContainer(docker, container.id);
   }
 }

@@ -20,10 +20,13 @@ export function networkNames(serviceId: string): NetworkNames {
 
 /**
  * Shell program that sets the host's rules for traffic from the bridge; run as root with NET_ADMIN in the host's
- * network namespace. The variables BRIDGE and CHAIN are given by its environment.
+ * network namespace. The variables BRIDGE and CHAIN are given by its environment, the rules of single machines
+ * (`policyLines`) on its standard input, NAME_SERVERS only where others than the host's are used.
  *
+ * - a machine's own rules come first: what they let pass meets all others
  * - every address of the host is refused (INPUT), link-local addresses with the cloud's metadata services too
  * - so is what reaches a service of the host by its port forwarding (ctstate DNAT), other sandboxes, other bridges
+ * - so are private networks that only this host leads to (virtual machines, VPNs): all but those of its way out
  * - refused, not dropped: a program that tries learns it at once
  * - the host's own name servers stay reachable on port 53: some clouds keep theirs on a link-local address
  * - idempotent; each table changes in one commit, and our jumps are moved to the front again
@@ -31,6 +34,7 @@ export function networkNames(serviceId: string): NetworkNames {
  */
 export const SET_RULES = String.raw`
 set -eu
+policies=$(cat)
 works() { "$1" -w 5 -n -L "$2" >/dev/null 2>&1; }
 ipt=iptables
 if ! works iptables DOCKER-USER; then
@@ -43,13 +47,32 @@ jump() { # command, chain, target: puts the jump first, also when it is already 
   if "$1" -w 5 -C "$2" -i "$BRIDGE" -j "$3" 2>/dev/null; then echo "-D $2 -i $BRIDGE -j $3"; fi
   echo "-I $2 1 -i $BRIDGE -j $3"
 }
-resolvers=$(awk '$1 == "nameserver" && $2 ~ /^[0-9.]+$/ && $2 !~ /^127\./ { print $2 }' /etc/resolv.conf)
+resolvers=$(printenv NAME_SERVERS || true)
+[ -n "$resolvers" ] || resolvers=$(awk '$1 == "nameserver" && $2 ~ /^[0-9.]+$/ && $2 !~ /^127\./ { print $2 }' /etc/resolv.conf)
+uplinks=$(awk '$2 == "00000000" && $8 == "00000000" { print $1 }' /proc/net/route)
+dotted() { # an address as the kernel lists it: hexadecimal, last byte first
+  printf '%d.%d.%d.%d' $(echo "$1" | sed 's/\(..\)\(..\)\(..\)\(..\)/0x\4 0x\3 0x\2 0x\1/')
+}
+private() { # networks of 10/8, 172.16/12, 192.168/16 and 100.64/10 behind interfaces that are no way out
+  [ -n "$uplinks" ] || return 0
+  while read -r interface network _ _ _ _ _ mask _; do
+    case $interface in docker* | br-* | cbx*) continue ;; esac # refused by name below
+    case " $(echo $uplinks) " in *" $interface "*) continue ;; esac
+    case $network in ??????0A | ????1?AC | ????A8C0 | ????[4-7]?64) ;; *) continue ;; esac
+    echo "-d $(dotted "$network")/$(dotted "$mask")"
+  done < /proc/net/route
+}
+stale=$("$ipt" -w 5 -S | sed -n "s/^-N \($CHAIN-P[0-9]*\)\$/\1/p")
 {
   echo '*filter'
   echo ":$CHAIN-IN - [0:0]"
   echo ":$CHAIN-FW - [0:0]"
   echo "-F $CHAIN-IN"
   echo "-F $CHAIN-FW"
+  for chain in $stale; do
+    case $policies in *":$chain "*) ;; *) echo "-F $chain"; echo "-X $chain" ;; esac
+  done
+  printf '%s\n' "$policies"
   for chain in "$CHAIN-IN" "$CHAIN-FW"; do
     echo "-A $chain -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
     for resolver in $resolvers; do
@@ -61,6 +84,10 @@ resolvers=$(awk '$1 == "nameserver" && $2 ~ /^[0-9.]+$/ && $2 !~ /^127\./ { prin
     if [ -z "$match" ]; then chain=$CHAIN-IN; else chain=$CHAIN-FW; fi
     echo "-A $chain $match -p tcp -j REJECT --reject-with tcp-reset"
     echo "-A $chain $match -j REJECT"
+  done
+  private | while read -r match; do
+    echo "-A $CHAIN-FW $match -p tcp -j REJECT --reject-with tcp-reset"
+    echo "-A $CHAIN-FW $match -j REJECT"
   done
   jump "$ipt" INPUT "$CHAIN-IN"
   jump "$ipt" "$forward" "$CHAIN-FW"
@@ -86,6 +113,7 @@ nf=/proc/sys/net/bridge/bridge-nf-call-iptables
 if [ ! -r "$nf" ] || [ "$(cat "$nf")" != 1 ]; then
   echo 'bridge-nf-call-iptables is off: sandboxes could reach each other' >&2; exit 1
 fi
+echo resolvers: $resolvers
 `;
 
 /** Takes back what SET_RULES did. Needs the same environment. Succeeds when there is nothing. */
@@ -100,7 +128,8 @@ for ipt in iptables ip6tables iptables-legacy ip6tables-legacy; do
       while "$ipt" -w 5 -D "$from" -i "$BRIDGE" -j "$to" 2>/dev/null; do :; done
     done
   done
-  for chain in "$CHAIN-IN" "$CHAIN-FW"; do
+  # The first two refer to the others.
+  for chain in "$CHAIN-IN" "$CHAIN-FW" $("$ipt" -w 5 -S 2>/dev/null | sed -n "s/^-N \($CHAIN-P[0-9]*\)\$/\1/p"); do
     "$ipt" -w 5 -F "$chain" 2>/dev/null && "$ipt" -w 5 -X "$chain" 2>/dev/null
   done
 done

@@ -1,5 +1,6 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
+import net from 'node:net';
 import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
@@ -13,15 +14,20 @@ import {
   TUNNEL_DIR_INSIDE,
   containerOptions,
   resourceLimits,
+  toOutput,
   toRecord,
   toStats,
 } from './docker-container';
 import type { EngineLimits } from './docker-container';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
 import { removeContainer, runHelper } from './docker-helper';
-import { CLEAR_RULES, SET_RULES, ensureNetwork, networkNames } from './docker-network';
-import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
+import { SET_RULES, ensureNetwork, networkNames } from './docker-network';
 import type { NetworkNames } from './docker-network';
+import { policyLines, policyOf } from './docker-policy';
+import type { MachinePolicy } from './docker-policy';
+import { HostRules } from './docker-rules';
+import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
+import { MAX_OUTPUT_LINES } from './runtime';
 import type {
   Check,
   DialOptions,
@@ -31,6 +37,8 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  NetworkAccess,
+  OutputLine,
   Resources,
   Runtime,
 } from './runtime';
@@ -42,6 +50,10 @@ export interface DockerRuntimeOptions {
   image: string;
   /** The usual size of a sandbox: what the engine can't enforce of it is found out at creation. */
   resources: Resources;
+  /** What machines of an earlier process may reach, by id; those that are not in it have no rules of their own. */
+  networks?: ReadonlyMap<string, NetworkAccess>;
+  /** Name servers of machines, IPv4; the host's when undefined. */
+  nameServers?: readonly string[] | undefined;
   /** Secrets of one instance, the same after a restart of the service. */
   deriveSecret: (purpose: 'tunnel' | 'gateway', instanceId: string) => string;
   onInbound: InboundHandler;
@@ -59,9 +71,9 @@ export interface DockerRuntimeOptions {
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
-/** The host's rules are asserted again when a check finds them older: someone may have flushed the firewall. */
-const RULES_FRESH_MS = 60_000;
 const SOCKET_NAME = 'service.sock';
+const NO_NETWORK_RULES =
+  'Network rules need a name server that is not on the host’s loopback, for the engine would ask that one past all rules: name one with CELLBOX_NAME_SERVERS';
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
 
@@ -71,6 +83,8 @@ interface Facts {
   limits: EngineLimits;
   caveats: string[];
   userNamespaces: boolean;
+  /** Name servers that a machine's own network leads to: where rules can close name resolution. */
+  nameServers: string[];
 }
 
 /**
@@ -90,9 +104,10 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const tunnels = await makeTunnelRoot(options.dataDir, serviceId);
   const names = networkNames(serviceId);
   await ensureNetwork(docker, names, { [LABELS.service]: serviceId });
-  const facts = await probeEngine(docker, options, serviceId, tunnels, names);
+  const policies = await runningPolicies(docker, options, serviceId, names);
+  const facts = await probeEngine(docker, options, serviceId, tunnels, names, policies);
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
-  const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts);
+  const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, policies);
   await runtime.watch();
   await runtime.sweep();
   return runtime;
@@ -122,6 +137,38 @@ async function makeTunnelRoot(dataDir: string, serviceId: string): Promise<strin
   return root;
 }
 
+/** The rules of single machines that run already: the first look at the host's must not take them away. */
+async function runningPolicies(
+  docker: Dockerode,
+  { networks }: DockerRuntimeOptions,
+  serviceId: string,
+  names: NetworkNames,
+): Promise<Map<string, MachinePolicy>> {
+  const policies = new Map<string, MachinePolicy>();
+  if (networks === undefined || networks.size === 0) return policies;
+  const filters = { label: sandboxFilters(serviceId) };
+  const found = await callEngine('list sandboxes', docker.listContainers({ all: true, filters }));
+  for (const { Labels, NetworkSettings } of found) {
+    const id = Labels[LABELS.id] ?? '';
+    const mac = NetworkSettings.Networks[names.network]?.MacAddress;
+    const policy = mac ? policyOf(mac, networks.get(id) ?? 'full') : undefined;
+    if (policy !== undefined) policies.set(id, policy);
+  }
+  return policies;
+}
+
+/** What `SET_RULES` and `CLEAR_RULES` read. */
+function rulesEnvironment(
+  { bridge, chain }: NetworkNames,
+  nameServers: readonly string[] = [],
+): Record<string, string> {
+  return { BRIDGE: bridge, CHAIN: chain, NAME_SERVERS: nameServers.join(' ') };
+}
+
+function sandboxFilters(serviceId: string): string[] {
+  return [`${LABELS.service}=${serviceId}`, `${LABELS.kind}=sandbox`];
+}
+
 /** Sets the host's rules and learns, in the same helper container, which limits this engine can enforce. */
 async function probeEngine(
   docker: Dockerode,
@@ -129,6 +176,7 @@ async function probeEngine(
   serviceId: string,
   tunnels: string,
   names: NetworkNames,
+  policies: ReadonlyMap<string, MachinePolicy>,
 ): Promise<Facts> {
   const info = (await callEngine('info', docker.info())) as {
     NCPU?: number;
@@ -180,29 +228,35 @@ async function probeEngine(
   }
 
   const userNamespaces = security.includes('name=userns');
-  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see.
+  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see. In a
+  // directory like a tunnel's: root in the helper has no right to look into ours, unless we are root, too.
   const marker = `probe-${crypto.randomBytes(6).toString('hex')}`;
-  await fs.writeFile(path.join(tunnels, marker), '', { mode: 0o600 });
+  const directory = path.join(tunnels, marker);
+  await fs.mkdir(directory);
+  await fs.chmod(directory, 0o755);
+  await fs.writeFile(path.join(directory, marker), '');
   const attempt = () =>
     runHelper(docker, {
       image: image.Id,
       serviceId,
       userNamespaces,
-      env: { BRIDGE: names.bridge, CHAIN: names.chain },
+      env: rulesEnvironment(names, options.nameServers),
       script: `[ -e ${TUNNEL_DIR_INSIDE}/${marker} ] || { echo "no shared directories" >&2; exit 97; }
 echo "files=$(ulimit -Hn)"
 ${SET_RULES}`,
+      input: policyLines(names, policies.values()),
       hostConfig: {
         ...resourceLimits(resources, limits),
-        Mounts: [{ Type: 'bind', Source: tunnels, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
+        Mounts: [{ Type: 'bind', Source: directory, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
         ShmSize: 64 * 1024 * 1024,
       },
     });
+  let output = '';
   try {
     // Each failure that a limit explains takes that limit away once; so this ends.
     for (;;) {
       try {
-        await attempt();
+        output = await attempt();
         break;
       } catch (error) {
         const detail = engineDetail(error);
@@ -233,13 +287,27 @@ ${SET_RULES}`,
       }
     }
   } finally {
-    await fs.rm(path.join(tunnels, marker), { force: true });
+    await fs.rm(directory, { recursive: true, force: true });
   }
   if (!limits.diskQuota)
     caveats.push(
       `Disk limits are not enforced: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here.`,
     );
-  return { imageId: image.Id, limits, caveats, userNamespaces };
+  return { imageId: image.Id, limits, caveats, userNamespaces, nameServers: await nameServersOf(output) };
+}
+
+/**
+ * The host's name servers but for those on loopback: the engine asks these itself, past every rule for a machine. Where
+ * there are no others, those that systemd's resolver passes questions on to.
+ */
+async function nameServersOf(helperOutput: string): Promise<string[]> {
+  const told = /^resolvers:(.*)$/m.exec(helperOutput)?.[1]?.trim().split(' ') ?? [];
+  const servers = told.filter((address) => net.isIPv4(address));
+  if (servers.length > 0) return servers;
+  const text = await fs.readFile('/run/systemd/resolve/resolv.conf', 'utf8').catch(() => ''); // another resolver, or none
+  return [...text.matchAll(/^nameserver\s+(\S+)/gm)].flatMap(([, address = '']) =>
+    net.isIPv4(address) && !address.startsWith('127.') ? [address] : [],
+  );
 }
 
 /** Drivers that take a size; overlay2 does on xfs with project quotas only, which trying finds out. */
@@ -258,6 +326,7 @@ async function engineOpenFiles(docker: Dockerode, image: string, serviceId: stri
 /** Sandboxes as containers of one Docker engine; the contract is on `Runtime`. */
 class DockerRuntime implements Runtime {
   readonly name = 'docker';
+  readonly whyNoNetworkRules: string | undefined;
   readonly caveats: readonly string[];
   private readonly handles = new Map<string, DockerInstance>();
   /** Starts under way; a stop aborts them. */
@@ -270,9 +339,7 @@ class DockerRuntime implements Runtime {
   private readonly closing = new AbortController();
   private watcher: Promise<void> | undefined;
   private closed: Promise<void> | undefined;
-  private rulesSetAt = Date.now();
-  private rulesError: string | undefined;
-  private rulesTurn: Promise<void> | undefined;
+  private readonly rules: HostRules;
 
   constructor(
     private readonly docker: Dockerode,
@@ -281,8 +348,12 @@ class DockerRuntime implements Runtime {
     private readonly names: NetworkNames,
     private readonly tunnels: string,
     private readonly facts: Facts,
+    policies: ReadonlyMap<string, MachinePolicy>,
   ) {
     this.caveats = facts.caveats;
+    this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
+    const run = (script: string, input: string) => this.helper(script, input);
+    this.rules = new HostRules({ names, logger: options.logger, run, policies });
   }
 
   // ---- start -----------------------------------------------------------------------------------------------------
@@ -321,7 +392,14 @@ class DockerRuntime implements Runtime {
     let created: Promise<Dockerode.Container> | undefined;
     let isForeign = false;
     const output = new LastWords();
+    const mac = this.macFor(spec.id);
+    let ruled: Promise<void> | undefined;
     try {
+      if (typeof spec.network === 'object') {
+        this.throwUnlessNamesClose();
+        ruled = this.rules.set(spec.id, policyOf(mac, spec.network)); // beside the create; the start waits for it
+        ruled.catch(() => undefined); // heard below, unless something else fails first
+      }
       await tunnel.listen();
       created = this.docker.createContainer(
         containerOptions({
@@ -330,6 +408,8 @@ class DockerRuntime implements Runtime {
           image: this.facts.imageId,
           serviceId: this.serviceId,
           network: this.names.network,
+          mac,
+          nameServers: this.facts.nameServers,
           tunnelDir: directory,
           env: this.environment(spec),
           createdAt: Date.now(),
@@ -346,7 +426,14 @@ class DockerRuntime implements Runtime {
       }
       throwIfCancelled(signal);
       await output.attach(this.docker, container);
+      await ruled;
       await callEngine('start sandbox', container.start());
+      if (ruled !== undefined && this.macOn(await this.inspect(spec.id)) !== mac) {
+        throw new ServiceError(
+          'internal',
+          'The container engine gave a sandbox another address than asked for',
+        );
+      }
       const handle = new DockerInstance(
         spec.id,
         container.id,
@@ -415,6 +502,7 @@ class DockerRuntime implements Runtime {
     const remove = () => removeContainer(this.docker, this.containerName(id));
     try {
       await remove();
+      this.rules.drop(id);
     } catch (error) {
       this.doomed.add(id);
       this.options.logger.error({ sandboxId: id, error }, 'a failed start could not be cleared yet');
@@ -528,9 +616,92 @@ class DockerRuntime implements Runtime {
       handle?.expectEnd();
       await handle?.tunnel.close(); // first: clients learn it before the engine has finished
       await removeContainer(this.docker, this.containerName(id));
+      this.rules.drop(id);
       if (/^[a-z0-9]+$/.test(id)) await fs.rm(path.join(this.tunnels, id), { recursive: true, force: true });
       this.finish(id, handle, { reason: 'stopped' });
     });
+  }
+
+  // ---- the way out -------------------------------------------------------------------------------------------------
+
+  async setNetwork(id: string, access: NetworkAccess): Promise<void> {
+    await this.takeTurn(id, async () => {
+      const found = await this.running(id);
+      const mac = this.macOn(found);
+      if (mac === undefined && access === 'none') return;
+      if (access !== 'full') this.throwUnlessNamesClose();
+      if (mac === undefined) await this.joinNetwork(id, found, access);
+      else await this.rules.set(id, policyOf(mac, access));
+    });
+  }
+
+  /** For a machine that was started without a network. It does not run until its rules hold. */
+  private async joinNetwork(
+    id: string,
+    found: Dockerode.ContainerInspectInfo,
+    access: NetworkAccess,
+  ): Promise<void> {
+    const container = this.docker.getContainer(found.Id);
+    let isFrozen = access !== 'full' && !found.State.Paused;
+    const network = this.docker.getNetwork(this.names.network);
+    await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
+    if (isFrozen) await callEngine('pause sandbox', container.pause());
+    try {
+      await callEngine(
+        'leave no network',
+        this.docker.getNetwork('none').disconnect({ Container: found.Id }),
+      );
+      await callEngine('join network', network.connect({ Container: found.Id }));
+      const mac = this.macOn(await this.inspect(id));
+      if (mac === undefined) throw new ServiceError('internal', 'The container engine gave no address');
+      await this.rules.set(id, policyOf(mac, access));
+    } catch (error) {
+      try {
+        await this.leaveNetwork(id, found.Id);
+      } catch (cause) {
+        // It may be on the network without rules: then it must not run again.
+        this.options.logger.error(
+          { sandboxId: id, error: cause },
+          'a sandbox is ended to keep it from the network',
+        );
+        isFrozen = false;
+        await removeContainer(this.docker, found.Id);
+      }
+      throw error;
+    } finally {
+      if (isFrozen) await callEngine('resume sandbox', container.unpause());
+    }
+  }
+
+  /** Takes a machine back to where `joinNetwork` found it. */
+  private async leaveNetwork(id: string, containerId: string): Promise<void> {
+    const { NetworkSettings } = await this.running(id);
+    if (this.names.network in NetworkSettings.Networks) {
+      const leaving = { Container: containerId, Force: true };
+      await callEngine('leave network', this.docker.getNetwork(this.names.network).disconnect(leaving));
+    }
+    this.rules.drop(id);
+    await callEngine('join none', this.docker.getNetwork('none').connect({ Container: containerId })).catch(
+      () => undefined, // it has loopback alone either way
+    );
+  }
+
+  /** Rules that close the network must close name resolution with it: it leads out, too. */
+  private throwUnlessNamesClose(): void {
+    if (this.whyNoNetworkRules !== undefined)
+      throw new ServiceError('failed_precondition', this.whyNoNetworkRules);
+  }
+
+  /** Of the machine's interface; undefined when it is on no network. */
+  private macOn(found: Dockerode.ContainerInspectInfo | undefined): string | undefined {
+    return found?.NetworkSettings.Networks[this.names.network]?.MacAddress || undefined;
+  }
+
+  /** Never given twice, so that no machine meets the rules of another. Locally administered, and not as the engine's own begin. */
+  private macFor(id: string): string {
+    const secret = this.options.deriveSecret('tunnel', `#mac ${id}`);
+    const hex = crypto.createHash('sha256').update(secret).digest('hex').slice(0, 10);
+    return ['0a', ...(hex.match(/../g) ?? [])].join(':');
   }
 
   async stats(id: string): Promise<InstanceStats> {
@@ -541,6 +712,16 @@ class DockerRuntime implements Runtime {
       10_000,
     );
     return toStats(stats);
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    const container = this.docker.getContainer(this.containerName(id));
+    // The log of a container has 1 MiB at most; see `containerOptions`.
+    const log = await callEngine(
+      'read the log of the sandbox',
+      container.logs({ follow: false, stdout: true, stderr: true, timestamps: true, tail: MAX_OUTPUT_LINES }),
+    );
+    return toOutput(log);
   }
 
   // ---- check -------------------------------------------------------------------------------------------------------
@@ -562,34 +743,10 @@ class DockerRuntime implements Runtime {
         prove('network', async () => {
           await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
         }),
-        prove('host rules', () => this.proveRules()),
+        prove('host rules', () => this.rules.prove()),
         prove('disk', () => proveDisk(this.tunnels)),
       ])),
     ];
-  }
-
-  private async proveRules(): Promise<void> {
-    if (Date.now() - this.rulesSetAt > RULES_FRESH_MS || this.rulesError !== undefined) {
-      // Slow on a loaded host; then this check tells the last result, and the next one the new.
-      await Promise.race([this.assertRules(), delay(1_500, undefined, { ref: false })]);
-    }
-    if (this.rulesError !== undefined) throw new Error(`can't be set: ${this.rulesError}`);
-  }
-
-  /** Sets the host's rules again; one attempt at a time. Never rejects. */
-  private assertRules(): Promise<void> {
-    this.rulesTurn ??= (async () => {
-      try {
-        await this.helper(SET_RULES);
-        this.rulesError = undefined;
-      } catch (error) {
-        this.rulesError = engineDetail(error);
-        this.options.logger.error({ error }, "the host's rules for sandboxes can't be set");
-      }
-      this.rulesSetAt = Date.now();
-      this.rulesTurn = undefined;
-    })();
-    return this.rulesTurn;
   }
 
   /** The host's rules go by the name of the bridge and outlive the network. */
@@ -597,13 +754,14 @@ class DockerRuntime implements Runtime {
     return ensureNetwork(this.docker, this.names, { [LABELS.service]: this.serviceId });
   }
 
-  private async helper(script: string): Promise<string> {
+  private async helper(script: string, input: string): Promise<string> {
     return runHelper(this.docker, {
       image: this.facts.imageId,
       serviceId: this.serviceId,
       userNamespaces: this.facts.userNamespaces,
-      env: { BRIDGE: this.names.bridge, CHAIN: this.names.chain },
+      env: rulesEnvironment(this.names, this.options.nameServers),
       script,
+      input,
     });
   }
 
@@ -650,7 +808,7 @@ class DockerRuntime implements Runtime {
           // The engine was away. A restart may have ended machines, or kept them; and it rewrites the firewall.
           await this.reconcile();
           await this.clearDoomed();
-          void this.assertRules();
+          void this.rules.assert();
         }
         isFirst = false;
         let rest = '';
@@ -702,6 +860,7 @@ class DockerRuntime implements Runtime {
     for (const id of [...this.doomed]) {
       if (!this.startingIds.has(id))
         await this.takeTurn(id, () => removeContainer(this.docker, this.containerName(id)));
+      this.rules.drop(id);
       this.doomed.delete(id);
     }
   }
@@ -710,6 +869,7 @@ class DockerRuntime implements Runtime {
   private async onGone(handle: DockerInstance, detail: string): Promise<void> {
     if (handle.isEndExpected) return; // whoever expects it also clears up
     handle.expectEnd();
+    this.rules.drop(handle.id);
     this.options.logger.warn({ sandboxId: handle.id, detail }, 'a sandbox ended by itself');
     await handle.tunnel.close();
     try {
@@ -728,7 +888,7 @@ class DockerRuntime implements Runtime {
       this.closing.abort(new ServiceError('unavailable', 'The service is shutting down'));
       await this.watcher;
       await Promise.all([...this.turns.values()]);
-      await this.rulesTurn;
+      await this.rules.settled();
       await Promise.all([...this.handles.values()].map((handle) => handle.release()));
       this.handles.clear();
       try {
@@ -748,7 +908,7 @@ class DockerRuntime implements Runtime {
     } catch (error) {
       if (engineStatus(error) !== 404) throw error;
     }
-    await this.helper(CLEAR_RULES);
+    await this.rules.clear();
   }
 
   private finish(id: string, handle: DockerInstance | undefined, end: InstanceEnd): void {
@@ -782,7 +942,7 @@ class DockerRuntime implements Runtime {
   }
 
   private filters(): string[] {
-    return [`${LABELS.service}=${this.serviceId}`, `${LABELS.kind}=sandbox`];
+    return sandboxFilters(this.serviceId);
   }
 
   private newTunnel(id: string): TunnelServer {

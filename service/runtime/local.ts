@@ -36,8 +36,11 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  NetworkAccess,
+  OutputLine,
   Runtime,
 } from './runtime';
+import { MAX_OUTPUT_LINES } from './runtime';
 import { TunnelServer } from './tunnel';
 
 /**
@@ -68,6 +71,9 @@ export interface LocalRuntimeOptions {
   logger: Logger;
 }
 
+/** Without rules of its own: a process of this host can't have any. */
+type LocalSpec = InstanceSpec & { network: 'full' | 'none' };
+
 interface InstanceState {
   id: string;
   startedAt: number;
@@ -84,12 +90,18 @@ interface InstanceState {
   /** Whether every process of it was born in the control group. */
   grouped?: boolean;
   memoryLimitBytes?: number;
+  /** Absent in what an earlier release wrote, which had no way to change it either. */
+  network?: 'full' | 'none';
 }
 
+const NO_NETWORK_RULES =
+  'Network rules need the docker runtime: on the local one a sandbox has the host’s network, or none';
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const WATCH_EVERY_MS = 1_000;
 const LOG_LIMIT_BYTES = 1024 * 1024;
+/** Of the log, what `output` looks at: between two looks at its size a hostile program may write any amount. */
+const OUTPUT_BYTES = 256 * 1024;
 const NEEDED_DISK_BYTES = 100 * 1024 * 1024;
 /** Longest path of a Unix socket, by the size of the kernel's structure. */
 const SOCKET_PATH_BYTES = process.platform === 'linux' ? 107 : 103;
@@ -200,6 +212,7 @@ function runtimeDirectory(): string {
 
 class LocalRuntime implements Runtime {
   readonly name = 'local';
+  readonly whyNoNetworkRules = NO_NETWORK_RULES;
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
   private readonly adoptions = new Map<string, Promise<LocalInstance>>();
@@ -257,10 +270,12 @@ class LocalRuntime implements Runtime {
         'A sandbox without a network needs bubblewrap on the local runtime, which this host does not have',
       );
     }
+    const { network } = spec;
+    if (typeof network === 'object') throw noNetworkRules();
     if (this.starts.has(spec.id)) throw alreadyExists(spec.id);
     const controller = new AbortController();
     const work = this.startGuarded(
-      spec,
+      { ...spec, network },
       signal === undefined ? controller.signal : AbortSignal.any([signal, controller.signal]),
     );
     // The caller gets the rejection; `stop` and `close` only wait for the end.
@@ -272,7 +287,7 @@ class LocalRuntime implements Runtime {
     }
   }
 
-  private async startGuarded(spec: InstanceSpec, signal: AbortSignal): Promise<LocalInstance> {
+  private async startGuarded(spec: LocalSpec, signal: AbortSignal): Promise<LocalInstance> {
     throwIfCancelled(signal);
     try {
       await fs.mkdir(this.directory(spec.id), { mode: 0o700 });
@@ -286,6 +301,7 @@ class LocalRuntime implements Runtime {
       labels: spec.labels,
       ready: false,
       paused: false,
+      network: spec.network,
       socketPath: socketPathFor(this.options.dataDir, spec.id, runtimeDirectory()),
     };
     let handle: LocalInstance | undefined;
@@ -314,7 +330,7 @@ class LocalRuntime implements Runtime {
   }
 
   /** Everything that the sandbox will find, before its first process. */
-  private async prepareDirectory(spec: InstanceSpec, state: InstanceState): Promise<void> {
+  private async prepareDirectory(spec: LocalSpec, state: InstanceState): Promise<void> {
     const own = (name: string) => path.join(this.directory(spec.id), name);
     const ownUid = this.layout?.identity === 'own-uid';
     if (ownUid) {
@@ -365,7 +381,7 @@ class LocalRuntime implements Runtime {
     await fs.chmod(directory, 0o755);
   }
 
-  private async launch(spec: InstanceSpec, state: InstanceState): Promise<ChildProcess> {
+  private async launch(spec: LocalSpec, state: InstanceState): Promise<ChildProcess> {
     const own = (name: string) => path.join(this.directory(spec.id), name);
     const supervisor = path.join(this.options.agentDir, 'supervisor.js');
     const node = [process.execPath, supervisor];
@@ -608,6 +624,17 @@ class LocalRuntime implements Runtime {
     });
   }
 
+  /** Takes what the machine has already. */
+  async setNetwork(id: string, access: NetworkAccess): Promise<void> {
+    const { network } = await this.liveState(id);
+    if (typeof access === 'object') throw noNetworkRules();
+    if (network === access) return; // that of an older release is not known, and takes no change
+    throw new ServiceError(
+      'failed_precondition',
+      'On the local runtime a sandbox keeps the network that it was created with',
+    );
+  }
+
   async stats(id: string): Promise<InstanceStats> {
     const state = await this.liveState(id);
     const [members, usage] = await Promise.all([findMembers(this.marks(state)), this.cgroup(id)?.usage()]);
@@ -618,6 +645,32 @@ class LocalRuntime implements Runtime {
       memoryLimitBytes: state.memoryLimitBytes,
       pids: members.length,
     };
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    if (!/^[a-z0-9]+$/.test(id)) throw notFound(id);
+    let file: fs.FileHandle;
+    try {
+      file = await fs.open(
+        path.join(this.directory(id), 'log'),
+        fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW,
+      );
+    } catch (error) {
+      throw notFound(id, error);
+    }
+    try {
+      const { size } = await file.stat();
+      const length = Math.min(size, OUTPUT_BYTES);
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
+      const lines = buffer.toString('utf8', 0, bytesRead).split('\n');
+      if (length < size) lines.shift(); // its beginning was not read
+      return lines
+        .filter((text) => text !== '')
+        .slice(-MAX_OUTPUT_LINES)
+        .map((text) => ({ text }));
+    } finally {
+      await file.close();
+    }
   }
 
   async close(): Promise<void> {
@@ -820,6 +873,10 @@ class LocalInstance implements Instance {
     clearInterval(this.timer);
     await this.tunnel.close();
   }
+}
+
+function noNetworkRules(): ServiceError {
+  return new ServiceError('failed_precondition', NO_NETWORK_RULES);
 }
 
 /** Only over what the service itself has just made: nothing hostile has written there yet. */

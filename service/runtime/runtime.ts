@@ -9,6 +9,15 @@ export interface Resources {
   openFiles: number;
 }
 
+/** Addresses beyond the host that a machine may reach: IPv4 CIDR blocks. Allow beats deny; what neither names is reachable. */
+export interface NetworkRules {
+  allowOut: readonly string[];
+  denyOut: readonly string[];
+}
+
+/** `full`: the internet; `none`: nothing at all, name servers included. Hosts and other machines are never reachable. */
+export type NetworkAccess = 'full' | 'none' | NetworkRules;
+
 /** What is needed to start one isolated machine. Plain data: it holds no secret and no callback. */
 export interface InstanceSpec {
   /** `^[a-z0-9]+$`, unique for ever; names the engine's objects. A sandbox has its instance's id. */
@@ -16,8 +25,8 @@ export interface InstanceSpec {
   /** Environment that every process inside sees, and `/envs` of the agent tells. */
   env: Record<string, string>;
   resources: Resources;
-  /** `none`: no interface but loopback, and no name resolution. */
-  network: 'full' | 'none';
+  /** `none`: no interface but loopback, and no name resolution. Rules hold before anything runs inside. */
+  network: NetworkAccess;
   /** Kept by the engine and told again by `list()`, so that a service that lost its store still knows whose it is. */
   labels: Record<string, string>;
   /** Secret that the agent asks of callers (`X-Access-Token`); undefined leaves the agent open. */
@@ -69,6 +78,16 @@ export interface InstanceStats {
   pids: number;
 }
 
+/** One line that a program of the machine's own wrote: supervisor, agent, gateway. */
+export interface OutputLine {
+  /** Milliseconds since the epoch, where the engine notes it. */
+  at?: number;
+  text: string;
+}
+
+/** The most that `output` gives. */
+export const MAX_OUTPUT_LINES = 1_000;
+
 /** One named precondition for creating sandboxes, as `/health` reports it. */
 export interface Check {
   name: string;
@@ -95,6 +114,8 @@ export interface Runtime {
   readonly name: 'docker' | 'local' | 'fake';
   /** What is not isolated or not enforced here, one sentence each; empty when everything is. */
   readonly caveats: readonly string[];
+  /** Why no machine can have network rules of its own, with the remedy; undefined where they can. */
+  readonly whyNoNetworkRules: string | undefined;
   /** Proves that `start` can succeed now. Answers within 3 s. */
   check(): Promise<Check[]>;
   start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;
@@ -104,6 +125,16 @@ export interface Runtime {
   pause(id: string): Promise<void>;
   resume(id: string): Promise<void>;
   stop(id: string): Promise<void>;
+  /**
+   * Changes what a machine may reach, all at once, connections that stand included; resolves when it holds. Rejects with
+   * `failed_precondition` when the machine can't have that.
+   */
+  setNetwork(id: string, access: NetworkAccess): Promise<void>;
   stats(id: string): Promise<InstanceStats>;
+  /**
+   * The newest lines that the machine's own programs wrote, oldest first, as far as the engine keeps them. Anyone who is
+   * root inside can write there, too. Works on a paused machine; rejects with `not_found` when it is gone.
+   */
+  output(id: string): Promise<OutputLine[]>;
   close(): Promise<void>;
 }

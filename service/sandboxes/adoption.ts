@@ -19,6 +19,8 @@ export interface AdoptionOptions {
   now: () => number;
   /** From here on the sandbox is live. */
   take: (sandbox: RunningSandbox) => void;
+  /** There was such a sandbox, and now there is none. */
+  onRemoved: (sandbox: Pick<StoredSandbox, 'id' | 'teamId'>, why: string) => void;
 }
 
 /**
@@ -30,13 +32,17 @@ export async function adoptAll(options: AdoptionOptions): Promise<{ adopted: num
   const { runtime, store, logger, stopper, now } = options;
   const [rows, records] = await Promise.all([store.listSandboxes(), runtime.list()]);
   const machines = new Map(records.map((record) => [record.id, record]));
-  const known = new Set(rows.map((row) => row.id));
+  const known = new Map(rows.map((row) => [row.id, row]));
   let adopted = 0;
   let removed = 0;
   const remove = async (id: string, why: string): Promise<void> => {
     removed++;
     logger.warn({ sandboxId: id, why }, 'removed at start');
-    if (known.has(id)) await store.removeSandbox(id);
+    const row = known.get(id);
+    if (row !== undefined) {
+      await store.removeSandbox(id);
+      if (row.state !== 'starting') options.onRemoved(row, why);
+    }
     if (machines.has(id)) stopper.stop(id);
   };
   await Promise.all([

@@ -1,10 +1,11 @@
 import crypto from 'node:crypto';
 import type { Instance, Resources } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
+import type { Egress } from './network';
 import type { StoredSandbox } from './store';
 
 /** What a caller asked for when creating a sandbox, after validation and defaults. */
-export interface CreateOptions {
+export interface CreateOptions extends Egress {
   /** Template id, name or alias as the caller spelt it. */
   template: string;
   /** Seconds until the deadline, counted from the moment the machine is up. */
@@ -15,15 +16,16 @@ export interface CreateOptions {
   secure: boolean;
   /** When false, every port but the agent's demands the traffic token. */
   allowPublicTraffic: boolean;
-  allowInternetAccess: boolean;
   /** Pause at the deadline instead of ending. */
   autoPause: boolean;
+  /** Traffic resumes it when it is paused. */
+  autoResume: boolean;
   /** Replaying a create with the same key and team gives the same sandbox. */
   idempotencyKey?: string;
 }
 
 /** One sandbox as the store and the API know it. Times are milliseconds since the epoch. */
-export interface Sandbox {
+export interface Sandbox extends Egress {
   readonly id: string;
   readonly teamId: string;
   readonly templateId: string;
@@ -35,10 +37,12 @@ export interface Sandbox {
   /** The deadline; of a paused sandbox, when it was paused. */
   endAt: number;
   autoPause: boolean;
+  readonly autoResume: boolean;
+  /** What it was created with; traffic resumes it for as long. */
+  readonly timeoutSeconds: number;
   readonly metadata: Record<string, string>;
   readonly env: Record<string, string>;
   readonly resources: Resources;
-  readonly allowInternetAccess: boolean;
   readonly allowPublicTraffic: boolean;
   /** `X-Access-Token` of the agent's port; undefined on an unsecured sandbox. Derived from the service's secret, so it survives restarts. */
   readonly accessToken: string | undefined;

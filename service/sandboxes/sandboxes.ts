@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SignedQuery } from '../../protocol/routing';
 import { MIN_REFRESH_SECONDS } from '../../protocol/control-plane';
+import type { LogLevel } from '../../protocol/control-plane';
 import { fileSignature } from '../../protocol/signature';
 import { ServiceError } from '../errors';
 import type { ErrorCode } from '../errors';
@@ -10,15 +11,22 @@ import type { InstanceEnd, Resources, Runtime } from '../runtime/runtime';
 import { sameSecret } from '../secrets';
 import type { Secrets } from '../secrets';
 import { adoptAll } from './adoption';
+import { phaseAfter, shownAs } from './lifecycle';
+import type { Change, Phase } from './lifecycle';
 import { MachineStopper } from './machine-stopper';
 import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
+import { accessOf } from './network';
+import type { Egress } from './network';
 import { Pools } from './pools';
 import type { PoolsOptions } from './pools';
 import { CreateRates } from './quotas';
 import type { TeamLimits } from './quotas';
 import { Reaper } from './reaper';
 import { Replays } from './replays';
+import { SandboxLog } from './sandbox-log';
+import type { EndReason } from './sandbox-log';
+import type { LogRecord } from './log-files';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import { SandboxStarter } from './starter';
 import type { Store } from './store';
@@ -35,9 +43,12 @@ export interface SandboxEvents {
   onCreate?(outcome: { result: 'ok' | ErrorCode; pooled: boolean; seconds: number }): void;
   /** A new sandbox runs. */
   onReady?(sandbox: RunningSandbox): void;
-  /** A sandbox of an earlier process runs (a paused one: from its resume on), with the kernels it has. */
-  onAdopted?(sandbox: RunningSandbox): void;
-  /** Frozen: its connections are to be dropped, its memory stays. */
+  /**
+   * A sandbox of an earlier process runs, with the kernels it has. One that was paused is told of at its resume, with
+   * the moment since when it was (milliseconds since the epoch).
+   */
+  onAdopted?(sandbox: RunningSandbox, pausedAt: number | undefined): void;
+  /** About to be frozen: its connections are to be dropped, its memory stays. */
   onPaused?(sandboxId: string): void;
   /** Thawed, with the kernels it had. */
   onResumed?(sandbox: RunningSandbox): void;
@@ -62,6 +73,8 @@ export interface SandboxesOptions {
   metricsIntervalMs?: number;
   /** Machines kept ready, by template id. Absent: none, and every create starts its own. */
   pool?: Pick<PoolsOptions, 'warmer' | 'sizes' | 'parallel' | 'checkEveryMs' | 'freeMemoryMB'>;
+  /** Where the logs of sandboxes are kept. Absent: only what machines themselves keep is told. */
+  logDirectory?: string;
   now?: () => number;
 }
 
@@ -84,10 +97,14 @@ export interface ConnectOptions {
 /** A live sandbox with what only this class needs to know of it. */
 interface Entry {
   readonly sandbox: RunningSandbox;
+  /** Changed by `step` alone, which keeps `sandbox.state` in line with it. */
+  phase: Phase;
   /** The listeners have heard of it: not so for one that was taken over while paused. */
   announced: boolean;
   /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
   transition: Promise<void> | undefined;
+  /** The last change of its network; never rejects. The next one comes after it. */
+  networkTurn: Promise<void>;
 }
 
 /** A create under way. */
@@ -104,10 +121,16 @@ const METRICS_INTERVAL_MS = 5_000;
 const FIRST_METRICS_AFTER_MS = 250;
 /** How long a pause or resume may take. */
 const TRANSITION_TIMEOUT_MS = 30_000;
+/** How long new network rules may take. */
+const NETWORK_TIMEOUT_MS = 30_000;
 /** How long a machine may take to hear of its deadline; a hostile one may never answer. */
 const TELL_TIMEOUT_MS = 5_000;
 /** How long `close` waits for machines to end. */
 const CLOSE_TIMEOUT_MS = 20_000;
+/** How long traffic for a paused sandbox waits until that runs. */
+const WAKE_TIMEOUT_MS = 60_000;
+/** At least so long a sandbox runs that traffic has resumed. */
+const MIN_WOKEN_SECONDS = 300;
 /** A paused machine must not end itself by the deadline it had: the dead-man timer inside gets this one instead. */
 const PAUSED_DEADLINE_MS = 10 * 365 * 86_400_000;
 
@@ -136,6 +159,8 @@ export class Sandboxes {
   readonly pools: Pools | undefined;
   private readonly reaper: Reaper;
   private readonly metrics: MetricsSampler;
+  private readonly log: SandboxLog;
+  private isAdopting = false;
   private closing: Promise<void> | undefined;
 
   constructor(options: SandboxesOptions) {
@@ -160,6 +185,14 @@ export class Sandboxes {
       intervalMs: options.metricsIntervalMs ?? METRICS_INTERVAL_MS,
       logger: options.logger,
       now: this.now,
+    });
+    this.log = new SandboxLog({
+      runtime,
+      logger,
+      directory: options.logDirectory,
+      now: this.now,
+      // Until all are taken over, any may be.
+      isLive: (id) => this.isAdopting || this.live.has(id),
     });
   }
 
@@ -190,6 +223,14 @@ export class Sandboxes {
   find(id: string): RunningSandbox | undefined {
     const entry = this.live.get(id);
     return entry === undefined ? undefined : running(entry);
+  }
+
+  /** A sandbox that does not run and is resumed by traffic; `wake` does it. No rights checked. */
+  findSleeping(id: string): Sandbox | undefined {
+    const entry = this.live.get(id);
+    return entry === undefined || entry.phase === 'running' || !entry.sandbox.autoResume
+      ? undefined
+      : entry.sandbox;
   }
 
   /** The running sandbox whose access token signed a file URL that doesn't say which one it is for. */
@@ -230,6 +271,24 @@ export class Sandboxes {
   async lastMetric(teamId: string, id: string): Promise<MetricSample | undefined> {
     this.entry(teamId, id);
     return this.metrics.last(id);
+  }
+
+  /**
+   * What happened to a sandbox and what its machine's own programs said, oldest first; until a day after its end. A
+   * starting one has none yet.
+   */
+  async readLog(teamId: string, id: string): Promise<LogRecord[]> {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) return this.log.read(this.entry(teamId, id).sandbox);
+    const records = await this.log.readEnded(id, teamId);
+    if (records.length === 0) throw gone(id);
+    return records;
+  }
+
+  /** Adds a line to the log of a sandbox; nothing when there is no such sandbox. For parts that know more of it. */
+  note(id: string, level: LogLevel, message: string, fields: Record<string, string>): void {
+    const sandbox = this.live.get(id)?.sandbox;
+    if (sandbox !== undefined) this.log.note(sandbox, level, message, fields);
   }
 
   // --- creating -------------------------------------------------------------------------------------------------
@@ -304,7 +363,7 @@ export class Sandboxes {
       },
       take: (sandbox, pooled) => {
         if (pooled) onPooled();
-        this.begin(sandbox);
+        this.begin(sandbox, pooled);
       },
     });
     start.settled = started.catch(() => undefined);
@@ -350,13 +409,22 @@ export class Sandboxes {
         'network.allowPublicTraffic can only be off on a secured sandbox (secure: true)',
       );
     }
+    this.checkNetwork(options);
     return template;
   }
 
-  private begin(sandbox: RunningSandbox): void {
+  private checkNetwork(egress: Egress): void {
+    const { whyNoNetworkRules } = this.options.runtime;
+    if (whyNoNetworkRules === undefined || typeof accessOf(egress) !== 'object') return;
+    throw new ServiceError('failed_precondition', whyNoNetworkRules);
+  }
+
+  private begin(sandbox: RunningSandbox, pooled: boolean): void {
     const { id, templateAlias, endAt } = sandbox;
-    this.take({ sandbox, announced: true, transition: undefined });
+    const networkTurn = Promise.resolve();
+    this.take({ sandbox, phase: 'running', announced: true, transition: undefined, networkTurn });
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
+    this.log.created(sandbox, pooled);
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
     this.tell('onReady', (events) => events.onReady?.(sandbox));
   }
@@ -375,9 +443,46 @@ export class Sandboxes {
     // While the service stops, the machines are the next one's business.
     if (this.live.get(id) !== entry || this.closing !== undefined) return;
     this.options.logger.warn({ sandboxId: id, end }, 'sandbox ended by itself');
-    this.endNow(entry).catch((error: unknown) =>
+    const detail = end.reason === 'exited' ? end.detail : 'it was stopped';
+    this.endNow(entry, { reason: 'machine_ended', detail }).catch((error: unknown) =>
       this.options.logger.error({ sandboxId: id, err: error }, 'forgetting a sandbox failed'),
     );
+  }
+
+  // --- the way out ----------------------------------------------------------------------------------------------
+
+  /** Replaces what a running sandbox may reach; resolves when it holds, also for connections that stand. */
+  async setNetwork(teamId: string, id: string, egress: Egress): Promise<void> {
+    const entry = this.runningEntry(teamId, id);
+    this.checkNetwork(egress);
+    const change = entry.networkTurn.then(() => this.changeNetwork(entry, egress));
+    entry.networkTurn = change.catch(() => undefined); // the caller hears of it
+    await change;
+  }
+
+  private async changeNetwork({ sandbox }: Entry, egress: Egress): Promise<void> {
+    const { runtime, store, logger } = this.options;
+    const { id } = sandbox;
+    const setAccess = (to: Egress) =>
+      deadline(runtime.setNetwork(id, accessOf(to)), NETWORK_TIMEOUT_MS, 'Setting the network rules');
+    try {
+      await setAccess(egress);
+      // The machine first: after a crash in between it gets the old rules again, and nobody was told of the new.
+      await store.updateSandbox(id, egress);
+    } catch (error) {
+      if (this.live.get(id)?.sandbox !== sandbox) throw gone(id);
+      await setAccess(sandbox).catch((cause: unknown) =>
+        logger.error(
+          { sandboxId: id, err: cause },
+          'network rules that were not recorded could not be taken back',
+        ),
+      );
+      throw error;
+    }
+    sandbox.allowInternetAccess = egress.allowInternetAccess;
+    sandbox.allowOut = egress.allowOut;
+    sandbox.denyOut = egress.denyOut;
+    this.log.note(sandbox, 'info', 'What the sandbox may reach was changed');
   }
 
   // --- deadlines ------------------------------------------------------------------------------------------------
@@ -433,59 +538,67 @@ export class Sandboxes {
   /** The deadline has passed. */
   private expire(id: string): void {
     const entry = this.live.get(id);
-    if (entry === undefined) return;
-    const work = entry.sandbox.autoPause ? this.pauseEntry(entry) : this.endNow(entry);
+    // Whatever changes its state meanwhile gives it a deadline, or takes it away.
+    if (entry?.phase !== 'running') return;
+    const work = entry.sandbox.autoPause
+      ? this.pauseEntry(entry, 'deadline')
+      : this.endNow(entry, { reason: 'deadline' });
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
-      if (this.live.get(id) === entry && entry.sandbox.state === 'running') {
+      if (this.live.get(id) === entry && entry.phase === 'running') {
         // It could not be frozen: its time is up all the same.
-        return this.endNow(entry).catch(() => undefined); // logged where the machine is stopped
+        return this.endNow(entry, { reason: 'deadline' }).catch(() => undefined); // logged where the machine is stopped
       }
       return undefined;
     });
   }
 
   // --- pausing and coming back ----------------------------------------------------------------------------------
+  // What may follow what is in lifecycle.ts; why it is so, in docs/decisions/0013-pause.md.
 
   /** Freezes memory and processors. A paused sandbox has no deadline. */
   async pause(teamId: string, id: string): Promise<void> {
     const entry = this.entry(teamId, id);
-    if (entry.sandbox.state === 'paused' || entry.transition !== undefined) {
+    if (entry.phase !== 'running') {
       throw new ServiceError(
         'failed_precondition',
         `Sandbox ${quoted(id)} is already paused or changing state`,
       );
     }
-    await this.pauseEntry(entry);
+    await this.pauseEntry(entry, 'request');
   }
 
-  private pauseEntry(entry: Entry): Promise<void> {
+  /** Of one that runs. */
+  private pauseEntry(entry: Entry, reason: 'request' | 'deadline'): Promise<void> {
     const { sandbox } = entry;
-    const { runtime, store, logger } = this.options;
-    if (entry.transition !== undefined || sandbox.state === 'paused') return Promise.resolve();
+    const { store, logger } = this.options;
+    // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
+    this.step(entry, 'pause');
     return this.change(entry, async () => {
       const before = sandbox.endAt;
-      // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
-      sandbox.state = 'paused';
       sandbox.endAt = this.now();
       this.reaper.clear(sandbox.id);
       this.metrics.pause(sandbox.id);
       this.tell('onPaused', (events) => events.onPaused?.(sandbox.id));
       await this.tellDeadline(entry, this.now() + PAUSED_DEADLINE_MS);
       try {
-        await deadline(runtime.pause(sandbox.id), TRANSITION_TIMEOUT_MS, 'Pausing the sandbox');
+        await this.setFrozen(entry, true);
       } catch (error) {
-        if (this.live.get(sandbox.id) !== entry) throw gone(sandbox.id);
         // Whatever it is now, thawed is what the caller is going to find.
-        await runtime.resume(sandbox.id).catch(() => undefined); // most often it was never frozen
-        sandbox.state = 'running';
+        if (!isOver(entry)) await this.setFrozen(entry, false).catch(() => undefined); // most often it was never frozen
+        if (isOver(entry)) throw gone(sandbox.id);
+        this.step(entry, 'freeze-failed');
         this.setDeadline(entry, before);
         this.metrics.start(sandbox);
         this.tell('onResumed', (events) => events.onResumed?.(sandbox));
+        this.log.note(sandbox, 'error', 'The sandbox could not be paused and goes on', { reason });
         throw error;
       }
+      if (isOver(entry)) throw gone(sandbox.id);
+      this.step(entry, 'frozen');
       await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
       logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
+      this.log.note(sandbox, 'info', 'The sandbox was paused', { reason });
     });
   }
 
@@ -502,9 +615,9 @@ export class Sandboxes {
     const entry = this.entry(teamId, id, 'failed_precondition');
     let resumed = false;
     while (entry.transition !== undefined) await entry.transition;
-    if (this.live.get(id) !== entry) throw ending(id);
-    if (entry.sandbox.state === 'paused') {
-      await this.resumeEntry(entry, options.timeoutSeconds);
+    if (isOver(entry)) throw ending(id);
+    if (entry.phase === 'paused') {
+      await this.resumeEntry(entry, options.timeoutSeconds, 'request');
       resumed = true;
     } else if (options.mustBePaused === true) {
       throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is already running`);
@@ -519,24 +632,78 @@ export class Sandboxes {
     return { sandbox, resumed };
   }
 
-  private resumeEntry(entry: Entry, timeoutSeconds: number): Promise<void> {
+  /**
+   * Resumes a sandbox that traffic has come for, for as long as it was created for. Whoever brings the traffic was
+   * found to have the right. Resolves when it runs.
+   *
+   * @throws ServiceError `not_found` when there is none that wants this, `deadline_exceeded` when it takes too long.
+   */
+  async wake(id: string): Promise<void> {
+    const deadlineAt = Date.now() + WAKE_TIMEOUT_MS;
+    const soon = (work: Promise<void>) =>
+      deadline(work, Math.max(0, deadlineAt - Date.now()), 'Resuming the sandbox');
+    const entry = this.live.get(id);
+    if (entry === undefined || this.closing !== undefined) throw gone(id);
+    while (entry.transition !== undefined) await soon(entry.transition);
+    if (isOver(entry)) throw gone(id);
+    if (entry.phase === 'running') return;
+    const { autoResume, timeoutSeconds } = entry.sandbox;
+    if (!autoResume) throw gone(id);
+    const seconds = Math.min(Math.max(timeoutSeconds, MIN_WOKEN_SECONDS), this.options.maxTimeoutSeconds);
+    await soon(this.resumeEntry(entry, seconds, 'traffic'));
+  }
+
+  /** Of one that is paused. */
+  private resumeEntry(entry: Entry, timeoutSeconds: number, reason: 'request' | 'traffic'): Promise<void> {
     const { sandbox } = entry;
-    const { runtime, store, logger } = this.options;
+    const { store, logger } = this.options;
+    this.step(entry, 'resume');
     return this.change(entry, async () => {
-      await deadline(runtime.resume(sandbox.id), TRANSITION_TIMEOUT_MS, 'Resuming the sandbox');
-      if (this.live.get(sandbox.id) !== entry) throw ending(sandbox.id);
-      const now = this.now();
-      sandbox.state = 'running';
-      sandbox.runStartedAt = now;
-      this.setDeadline(entry, now + timeoutSeconds * 1000);
-      const { runStartedAt, endAt } = sandbox;
-      await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
-      logger.info({ sandboxId: sandbox.id, endAt }, 'sandbox resumed');
+      const pausedAt = sandbox.endAt;
+      let runStartedAt: number;
+      try {
+        await this.setFrozen(entry, false);
+        runStartedAt = this.now();
+        // Before anybody can use it: what is written down as paused would be frozen by the next service.
+        const endAt = runStartedAt + timeoutSeconds * 1000;
+        if (!isOver(entry)) await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
+      } catch (error) {
+        if (!isOver(entry)) await this.setFrozen(entry, true).catch(() => undefined); // the next resume takes it as it is
+        if (isOver(entry)) throw ending(sandbox.id);
+        this.step(entry, 'thaw-failed');
+        throw error;
+      }
+      if (isOver(entry)) throw ending(sandbox.id);
+      // All of this in one go: whoever finds it running finds its kernels, too.
+      this.step(entry, 'thawed');
+      sandbox.runStartedAt = runStartedAt;
+      this.setDeadline(entry, runStartedAt + timeoutSeconds * 1000);
+      logger.info({ sandboxId: sandbox.id, endAt: sandbox.endAt }, 'sandbox resumed');
+      this.log.note(sandbox, 'info', 'The sandbox was resumed', { reason });
       this.metrics.start(sandbox);
       if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
-      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, pausedAt));
       entry.announced = true;
     });
+  }
+
+  /** Whatever it is now: an attempt that was given up may have been carried out after all. */
+  private async setFrozen(entry: Entry, frozen: boolean): Promise<void> {
+    const { runtime } = this.options;
+    const { id } = entry.sandbox;
+    const [work, what] = frozen
+      ? [() => runtime.pause(id), 'Pausing the sandbox']
+      : [() => runtime.resume(id), 'Resuming the sandbox'];
+    try {
+      await deadline(work(), TRANSITION_TIMEOUT_MS, what);
+    } catch (error) {
+      if (!(error instanceof ServiceError && error.code === 'failed_precondition')) throw error;
+    }
+  }
+
+  private step(entry: Entry, change: Change): void {
+    entry.phase = phaseAfter(entry.phase, change);
+    entry.sandbox.state = shownAs(entry.phase) ?? entry.sandbox.state;
   }
 
   /** Runs one change of state; the next one waits for it. */
@@ -560,16 +727,20 @@ export class Sandboxes {
       start.abort.abort();
       return;
     }
-    await this.endNow(this.entry(teamId, id));
+    await this.endNow(this.entry(teamId, id), { reason: 'request' });
   }
 
-  private async endNow(entry: Entry): Promise<void> {
+  private async endNow(entry: Entry, why: EndReason): Promise<void> {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;
     this.live.delete(id);
+    this.step(entry, 'end');
     this.reaper.clear(id);
     this.killing.set(id, teamId);
-    this.stopper.stop(id, entry.transition);
+    const noted = this.log.ended(entry.sandbox, why);
+    void this.log.prune();
+    const after = entry.transition;
+    this.stopper.stop(id, after === undefined ? noted : after.then(() => noted));
     this.pools?.wake();
     this.metrics.forget(id);
     this.tell('onEnded', (events) => events.onEnded?.(id));
@@ -585,15 +756,26 @@ export class Sandboxes {
   // --- start and end of the service -----------------------------------------------------------------------------
 
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
-  adopt(): Promise<{ adopted: number; removed: number }> {
+  async adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
-      const announced = sandbox.state === 'running';
-      this.take({ sandbox, announced, transition: undefined });
+      const { state } = sandbox;
+      const announced = state === 'running';
+      this.take({ sandbox, phase: state, announced, transition: undefined, networkTurn: Promise.resolve() });
+      this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
       if (!announced) return;
       this.metrics.start(sandbox);
-      this.tell('onAdopted', (events) => events.onAdopted?.(sandbox));
+      this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
     };
-    return adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take });
+    const onRemoved = (sandbox: Pick<Sandbox, 'id' | 'teamId'>, detail: string): void => {
+      void this.log.ended(sandbox, { reason: 'service_restarted', detail });
+    };
+    this.isAdopting = true;
+    try {
+      return await adoptAll({ ...this.options, now: this.now, stopper: this.stopper, take, onRemoved });
+    } finally {
+      this.isAdopting = false;
+      void this.log.prune();
+    }
   }
 
   /**
@@ -614,10 +796,14 @@ export class Sandboxes {
     const timeout = new AbortController();
     const work = async () => {
       await Promise.all(starts.map((start) => start.settled));
-      if (onStop === 'kill') await Promise.all([...this.live.values()].map((entry) => this.endNow(entry)));
+      if (onStop === 'kill')
+        await Promise.all(
+          [...this.live.values()].map((entry) => this.endNow(entry, { reason: 'service_stopped' })),
+        );
       else await Promise.all([...this.live.values()].map((entry) => entry.transition));
       await emptied;
       await this.stopper.settled();
+      await this.log.settled();
     };
     try {
       await Promise.race([
@@ -651,10 +837,10 @@ export class Sandboxes {
   /** For what only makes sense on a running sandbox: a paused one is not found there, a changing one is a conflict. */
   private runningEntry(teamId: string, id: string): Entry {
     const entry = this.entry(teamId, id, 'failed_precondition');
-    if (entry.transition !== undefined) {
+    if (entry.phase === 'pausing' || entry.phase === 'resuming') {
       throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is changing its state`);
     }
-    if (entry.sandbox.state !== 'running') throw gone(id);
+    if (entry.phase !== 'running') throw gone(id);
     return entry;
   }
 
@@ -668,7 +854,12 @@ export class Sandboxes {
 }
 
 function running(entry: Entry): RunningSandbox | undefined {
-  return entry.sandbox.state === 'running' ? entry.sandbox : undefined;
+  return entry.phase === 'running' ? entry.sandbox : undefined;
+}
+
+/** Asked again after each wait: it can end at any moment. */
+function isOver(entry: Entry): boolean {
+  return entry.phase === 'ended';
 }
 
 function matches(sandbox: Sandbox, filter: ListFilter): boolean {

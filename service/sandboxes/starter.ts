@@ -6,6 +6,7 @@ import { initAgentAgain } from '../runtime/instance-start';
 import type { Instance, InstanceSpec, Resources, Runtime } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
 import type { MachineStopper } from './machine-stopper';
+import { accessOf } from './network';
 import type { Pools } from './pools';
 import { newSandboxId, ownEnv, resourcesOf, withTokens } from './sandbox';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
@@ -78,8 +79,8 @@ export class SandboxStarter {
   /** Undefined when no pool has what is asked for. */
   private async startPooled(request: StartRequest): Promise<Sandbox | undefined> {
     const { pools, logger } = this.options;
-    // The network is part of the machine: one without can't be made of one with.
-    if (pools === undefined || !request.options.allowInternetAccess) return undefined;
+    // No network at all is best had without an interface, and that is part of the machine.
+    if (pools === undefined || accessOf(request.options) === 'none') return undefined;
     const { abort, callerGone, template } = request;
     const givenUp = callerGone === undefined ? abort : AbortSignal.any([abort, callerGone]);
     for (let attempt = 1; attempt <= MAX_CLAIMS; attempt++) {
@@ -102,15 +103,18 @@ export class SandboxStarter {
   }
 
   private async claim(request: StartRequest, instance: Instance, givenUp: AbortSignal): Promise<Sandbox> {
-    const { store, secrets } = this.options;
+    const { runtime, store, secrets } = this.options;
     const signal = AbortSignal.any([givenUp, AbortSignal.timeout(CLAIM_TIMEOUT_MS)]);
     request.onId(instance.id);
     const now = this.options.now();
     const endAt = now + request.options.timeoutSeconds * 1000;
     const row = { ...this.rowOf(request, instance.id, now), state: 'running', endAt } as const;
     const sandbox: RunningSandbox = { ...withTokens(row, secrets), state: 'running', instance };
+    const access = accessOf(sandbox);
     signal.throwIfAborted();
     await Promise.all([
+      access !== 'full' &&
+        deadline(runtime.setNetwork(instance.id, access), CLAIM_TIMEOUT_MS, 'Setting the network rules'),
       initAgentAgain(instance, specOf(sandbox), signal),
       deadline(instance.setDeadline(endAt), CLAIM_TIMEOUT_MS, 'Telling the deadline'),
     ]);
@@ -178,10 +182,14 @@ export class SandboxStarter {
       runStartedAt: now,
       endAt: now + this.options.startTimeoutMs + options.timeoutSeconds * 1000,
       autoPause: options.autoPause,
+      autoResume: options.autoResume,
+      timeoutSeconds: options.timeoutSeconds,
       metadata: options.metadata,
       env: { ...options.env, ...ownEnv(id, template.id) },
       resources: resourcesOf(this.options.resources),
       allowInternetAccess: options.allowInternetAccess,
+      allowOut: options.allowOut,
+      denyOut: options.denyOut,
       allowPublicTraffic: options.allowPublicTraffic,
       secure: options.secure,
     };
@@ -207,7 +215,7 @@ function specOf(sandbox: Sandbox): InstanceSpec {
     id: sandbox.id,
     env: sandbox.env,
     resources: sandbox.resources,
-    network: sandbox.allowInternetAccess ? 'full' : 'none',
+    network: accessOf(sandbox),
     labels: { team: sandbox.teamId, template: sandbox.templateId },
     ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
     deadlineAt: sandbox.endAt,

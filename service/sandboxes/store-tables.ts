@@ -33,10 +33,15 @@ export interface Tables {
     run_started_at: number;
     end_at: number;
     auto_pause: number;
+    auto_resume: number;
+    /** What it was created with. */
+    timeout_seconds: number;
     metadata: string;
     env: string;
     resources: string;
     allow_internet_access: number;
+    allow_out: string;
+    deny_out: string;
     allow_public_traffic: number;
     secure: number;
   };
@@ -119,6 +124,30 @@ export const MIGRATIONS: Record<string, Migration> = {
       await add('sandboxes', 'service_id', 'varchar(64)', LOCAL_SERVICE_ID);
       // Until here the only key there was; every start writes it anew, from now on with the id of its service.
       await db.deleteFrom('api_keys').where('id', '=', 'key-service').execute();
+    },
+  },
+  '0003-auto-resume': {
+    async up(db) {
+      // None of those that are there has asked for it, so that the time-out is never looked at.
+      for (const [column, fallback] of [
+        ['auto_resume', 0],
+        ['timeout_seconds', 300],
+      ] as const) {
+        await db.schema
+          .alterTable('sandboxes')
+          .addColumn(column, 'integer', (each) => each.notNull().defaultTo(fallback))
+          .execute();
+      }
+    },
+  },
+  '0004-network': {
+    async up(db) {
+      for (const column of ['allow_out', 'deny_out']) {
+        await db.schema
+          .alterTable('sandboxes')
+          .addColumn(column, 'text', (each) => each.notNull().defaultTo('[]'))
+          .execute();
+      }
     },
   },
 };

@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { Kysely, Selectable } from 'kysely';
 import { ServiceError } from '../errors';
 import type { Check } from '../runtime/runtime';
+import type { Egress } from './network';
 import type { Sandbox } from './sandbox';
 import { openDatabase } from './store-database';
 import type { PostgresOptions } from './store-postgres';
@@ -85,7 +86,9 @@ export class Store {
   /** Saves what can change in a sandbox's life. Does nothing when it is gone: an end wins over a late update. */
   async updateSandbox(
     id: string,
-    changes: Partial<Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'>>,
+    changes: Partial<
+      Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'> & Egress
+    >,
   ): Promise<void> {
     await this.db
       .updateTable('sandboxes')
@@ -95,6 +98,11 @@ export class Store {
         ...(changes.startedAt !== undefined && { started_at: changes.startedAt }),
         ...(changes.runStartedAt !== undefined && { run_started_at: changes.runStartedAt }),
         ...(changes.autoPause !== undefined && { auto_pause: Number(changes.autoPause) }),
+        ...(changes.allowInternetAccess !== undefined && {
+          allow_internet_access: Number(changes.allowInternetAccess),
+        }),
+        ...(changes.allowOut !== undefined && { allow_out: JSON.stringify(changes.allowOut) }),
+        ...(changes.denyOut !== undefined && { deny_out: JSON.stringify(changes.denyOut) }),
       })
       .where('id', '=', id)
       .execute();
@@ -160,10 +168,14 @@ function toRow(sandbox: StoredSandbox, serviceId: string): Tables['sandboxes'] {
     run_started_at: sandbox.runStartedAt,
     end_at: sandbox.endAt,
     auto_pause: Number(sandbox.autoPause),
+    auto_resume: Number(sandbox.autoResume),
+    timeout_seconds: sandbox.timeoutSeconds,
     metadata: JSON.stringify(sandbox.metadata),
     env: JSON.stringify(sandbox.env),
     resources: JSON.stringify(sandbox.resources),
     allow_internet_access: Number(sandbox.allowInternetAccess),
+    allow_out: JSON.stringify(sandbox.allowOut),
+    deny_out: JSON.stringify(sandbox.denyOut),
     allow_public_traffic: Number(sandbox.allowPublicTraffic),
     secure: Number(sandbox.secure),
   };
@@ -181,10 +193,14 @@ function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
     runStartedAt: Number(row.run_started_at),
     endAt: Number(row.end_at),
     autoPause: row.auto_pause === 1,
+    autoResume: row.auto_resume === 1,
+    timeoutSeconds: row.timeout_seconds,
     metadata: JSON.parse(row.metadata) as StoredSandbox['metadata'],
     env: JSON.parse(row.env) as StoredSandbox['env'],
     resources: JSON.parse(row.resources) as StoredSandbox['resources'],
     allowInternetAccess: row.allow_internet_access === 1,
+    allowOut: JSON.parse(row.allow_out) as StoredSandbox['allowOut'],
+    denyOut: JSON.parse(row.deny_out) as StoredSandbox['denyOut'],
     allowPublicTraffic: row.allow_public_traffic === 1,
     secure: row.secure === 1,
   };

@@ -4,6 +4,8 @@ import type { World } from './world';
 interface BadRequest {
   what: string;
   status: readonly number[];
+  /** The name of an error in the stream that is as good. */
+  event?: string;
   send(world: World, sandboxId: string): Promise<Response>;
 }
 
@@ -30,7 +32,13 @@ const BAD_REQUESTS: readonly BadRequest[] = [
   { what: 'a negative limit', status: [400], send: execute({ code: '1', timeout_ms: -5 }) },
   { what: 'an unknown field', status: [400], send: execute({ code: '1', nope: true }) },
   { what: 'an unknown context', status: [404], send: execute({ code: '1', context_id: 'nope' }) },
-  { what: 'an unknown language', status: [400, 404], send: execute({ code: '1', language: 'klingon' }) },
+  {
+    what: 'an unknown language',
+    status: [400, 404],
+    // The verdict of a slow gateway comes when the stream has begun.
+    event: 'ContextError',
+    send: execute({ code: '1', language: 'klingon' }),
+  },
   {
     what: 'an unknown execution',
     status: [404],
@@ -80,5 +88,6 @@ export async function sendBadRequest(
   const response = await bad.send(world, sandboxId);
   const text = await response.text();
   if (bad.status.includes(response.status)) return undefined;
+  if (bad.event !== undefined && text.includes(`"name":"${bad.event}"`)) return undefined;
   return `${bad.what}: ${response.status} ${text.slice(0, 200)}, not ${bad.status.join(' or ')}`;
 }

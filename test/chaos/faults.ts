@@ -108,10 +108,11 @@ export const EFFECTS: Readonly<Record<CauseKind, Effect>> = {
     mustCause: 'the sandbox is gone: 404',
   },
   'pause-sandbox': {
-    hit: ['sandbox_ended'],
+    // E2B's clients lose theirs with the connection; those of the native API go on.
+    hit: undefined,
     near: ['sandbox_ended', 'refused'],
     tailMs: 0,
-    mustCause: 'sandbox_ended; variables are there after the resume',
+    mustCause: 'E2B’s are sandbox_ended, native cells go on; variables are there after the resume',
   },
   oom: {
     hit: undefined,

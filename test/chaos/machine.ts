@@ -124,7 +124,7 @@ export async function gatewayStarts(
       container === undefined
         ? fs.readFileSync(path.join(dataDir, 'local', id, 'log'), 'utf8')
         : await docker('logs', container);
-    return text.split('cellbox gateway listening').length - 1;
+    return text.split('gateway listening on').length - 1;
   } catch {
     return 0; // the sandbox has ended
   }

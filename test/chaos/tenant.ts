@@ -202,7 +202,8 @@ export class Tenant {
       // Not there: it left before it was heard.
       return (await findByCode(this.world, asked)) ?? this.unheard();
     });
-    if (outcome.end !== 'unheard') await this.settle(live, asked, outcome);
+    if (outcome.end === 'unheard') this.home.variables.get(contextId)?.suppose(cell);
+    else await this.settle(live, asked, outcome);
   }
 
   private unheard(): Outcome {

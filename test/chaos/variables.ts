@@ -38,6 +38,11 @@ export class Variables {
     return wrong;
   }
 
+  /** Nothing is known of one but that it was asked for: it may have begun all the same. */
+  suppose(cell: Cell): void {
+    this.expected.add(cell.generation);
+  }
+
   /** `hasEvents`: what the execution was told is known. */
   private look({ old, t }: Mark, hasEvents: boolean): string | undefined {
     if (this.expected.has(old)) {

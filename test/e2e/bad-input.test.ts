@@ -41,7 +41,17 @@ describe('bad input to the control plane', () => {
     ['an unknown template', '{"templateID": "nope"}', 404],
     ['a zero time-out', '{"templateID": "base", "timeout": 0}', 400],
     ['a feature that comes later', '{"templateID": "base", "mcp": {}}', 501],
-    ['network rules', '{"templateID": "base", "network": {"allowOut": ["1.1.1.1"]}}', 501],
+    [
+      'a network setting that comes later',
+      '{"templateID": "base", "network": {"maskRequestHost": "x"}}',
+      501,
+    ],
+    ['no address', '{"templateID": "base", "network": {"denyOut": ["1.1.1"]}}', 400],
+    [
+      'rules that local processes can not have',
+      '{"templateID": "base", "network": {"denyOut": ["1.1.1.1"]}}',
+      409,
+    ],
   ])('answers %s with a status and a body that says so', async (_name, body, status) => {
     const response = await client.api('POST', '/v2/sandboxes', body);
     expect(response.status).toBe(status);

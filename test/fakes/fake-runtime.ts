@@ -11,6 +11,8 @@ import type {
   InstanceRecord,
   InstanceSpec,
   InstanceStats,
+  NetworkAccess,
+  OutputLine,
   Runtime,
 } from '../../service/runtime/runtime';
 
@@ -44,6 +46,9 @@ export class FakeMachine {
   /** What the agent was told last. */
   accessToken: string | undefined;
   env: Record<string, string>;
+  network: NetworkAccess;
+  /** What its programs said. */
+  readonly output: OutputLine[] = [];
   /** Answers of the agent to `/init` and `/health`, when it is not well. */
   agentStatus: number | undefined;
   private end: (end: InstanceEnd) => void = () => undefined;
@@ -55,6 +60,7 @@ export class FakeMachine {
     this.deadlineAt = spec.deadlineAt;
     this.accessToken = spec.accessToken;
     this.env = spec.env;
+    this.network = spec.network;
     this.ended = new Promise((resolve) => (this.end = resolve));
     this.thaw.open();
   }
@@ -149,6 +155,7 @@ export class FakeEngine {
   beforeStop: (id: string) => Promise<void> = () => Promise.resolve();
   beforePause: (id: string) => Promise<void> = () => Promise.resolve();
   beforeResume: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeSetNetwork: (id: string, access: NetworkAccess) => Promise<void> = () => Promise.resolve();
   beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
 
   machine(id: string): FakeMachine {
@@ -174,6 +181,7 @@ function refuseAborted(signal: AbortSignal | undefined): void {
 export class FakeRuntime implements Runtime {
   readonly name = 'fake';
   readonly caveats = ['Nothing is isolated.'];
+  whyNoNetworkRules: string | undefined;
   private closed = false;
 
   constructor(readonly engine: FakeEngine = new FakeEngine()) {}
@@ -259,6 +267,11 @@ export class FakeRuntime implements Runtime {
     machine?.shutDown({ reason: 'stopped' });
   }
 
+  async setNetwork(id: string, access: NetworkAccess): Promise<void> {
+    await this.engine.beforeSetNetwork(id, access);
+    this.engine.machine(id).network = access;
+  }
+
   async stats(id: string): Promise<InstanceStats> {
     const { resources } = this.engine.machine(id).spec;
     await nextTurn();
@@ -268,6 +281,11 @@ export class FakeRuntime implements Runtime {
       memoryLimitBytes: resources.memoryMB * 1_048_576,
       pids: 7,
     };
+  }
+
+  async output(id: string): Promise<OutputLine[]> {
+    await nextTurn();
+    return [...this.engine.machine(id).output];
   }
 
   close(): Promise<void> {

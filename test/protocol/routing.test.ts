@@ -155,6 +155,7 @@ describe('reservedAgentPath', () => {
     ['/fsfreeze', '/fsfreeze'],
     ['/fsthaw', '/fsthaw'],
     ['/collapse', '/collapse'],
+    ['/upgrade', '/upgrade'],
     ['/initial', undefined],
     ['/files?path=/init', undefined],
     ['/files/init', undefined],

@@ -10,7 +10,7 @@ import { LABELS } from '../../service/runtime/docker-container';
 import { connectEngine } from '../../service/runtime/docker-engine';
 import { demultiplex, runHelper } from '../../service/runtime/docker-helper';
 import { networkNames } from '../../service/runtime/docker-network';
-import type { InboundHandler, Runtime } from '../../service/runtime/runtime';
+import type { InboundHandler, NetworkAccess, Runtime } from '../../service/runtime/runtime';
 import type { RuntimeHarness } from '../suites/runtime-suite';
 import { prepared } from '../started-service';
 
@@ -41,6 +41,7 @@ export interface DockerHarness extends RuntimeHarness {
   readonly dataDir: string;
   /** Name of the network and of the rules' chains: the service's part of both. */
   readonly networkName: string;
+  readonly bridge: string;
   /** The host's filter rules that belong to this service. */
   hostRules(): Promise<string[]>;
   run(id: string, argv: string[], user?: string): Promise<string>;
@@ -61,7 +62,14 @@ export async function execIn(container: Dockerode.Container, argv: string[], use
 
 export async function makeDockerHarness(
   hooks: { onInbound: InboundHandler },
-  overrides: { dataDir?: string; docker?: Dockerode; image?: string } = {},
+  overrides: {
+    dataDir?: string;
+    docker?: Dockerode;
+    image?: string;
+    nameServers?: readonly string[];
+    /** What a store would know at a restart. */
+    networks?: ReadonlyMap<string, NetworkAccess>;
+  } = {},
 ): Promise<DockerHarness> {
   const image = overrides.image ?? testImage();
   if (image === undefined)
@@ -82,6 +90,8 @@ export async function makeDockerHarness(
       startTimeoutMs: 30_000,
       deadmanGraceMs: 1_000,
       docker: overrides.docker ?? docker,
+      ...(overrides.nameServers !== undefined && { nameServers: overrides.nameServers }),
+      ...(overrides.networks !== undefined && { networks: overrides.networks }),
     });
   let runtime: Runtime = await make().catch((error: unknown) => {
     fs.rmSync(dataDir, { recursive: true, force: true });
@@ -114,6 +124,7 @@ export async function makeDockerHarness(
     docker,
     dataDir,
     networkName: names.network,
+    bridge: names.bridge,
     hostRules,
     get runtime() {
       return runtime;

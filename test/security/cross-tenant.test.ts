@@ -46,6 +46,7 @@ const BODIES: Record<string, unknown> = {
   'POST /sandboxes/:sandboxID/refreshes': { duration: 3600 },
   'POST /sandboxes/:sandboxID/connect': { timeout: 7200 },
   'POST /v2/sandboxes/:sandboxID/connect': { timeout: 7200 },
+  'PUT /sandboxes/:sandboxID/network': { allow_internet_access: false },
   'POST /v1/sandboxes/:sandboxID/executions': { code: 'kept = "changed"' },
   'PUT /v1/pools/:template': { target: 1 },
   'POST /v1/admin/teams': { name: 'mine' },

@@ -419,6 +419,24 @@ export function runRuntimeSuite(
       if (stats.memoryLimitBytes !== undefined) expect(stats.memoryLimitBytes).toBe(1024 * 1024 * 1024);
     });
 
+    when(['gateway'], 'tells what its own programs said, also while it is paused', async () => {
+      const startedAt = Date.now();
+      const { id } = await runtime.start(instanceSpec());
+      const line = await eventually(async () => {
+        const found = (await runtime.output(id)).find(({ text }) =>
+          /^cellbox \S+Z gateway listening/.test(text),
+        );
+        if (found === undefined) throw new Error('the gateway has said nothing');
+        return found;
+      }, 30_000);
+      if (line.at !== undefined) expect(Math.abs(line.at - startedAt)).toBeLessThan(60_000);
+      await runtime.pause(id);
+      expect(await runtime.output(id)).toContainEqual(line);
+      await runtime.resume(id);
+      await runtime.stop(id);
+      await expect(runtime.output(id)).rejects.toMatchObject({ code: 'not_found' });
+    });
+
     when([], 'takes a new deadline', async () => {
       const instance = await runtime.start(instanceSpec());
       await within('setDeadline', 5_000, instance.setDeadline(Date.now() + 1_200_000));

@@ -1,4 +1,5 @@
 import type { SandboxMemory } from '../sandbox-memory';
+import { afterAwake } from './awake-timer';
 import { Broadcast } from './broadcast';
 import type { Subscription } from './broadcast';
 import { toEnd } from './end-event';
@@ -37,7 +38,7 @@ export class RunningProcess {
   private wasKilled = false;
   private inputClosed = false;
   private inputTurn: Promise<void> = Promise.resolve();
-  private deadline: NodeJS.Timeout | undefined;
+  private cancelDeadline: (() => void) | undefined;
 
   /**
    * `begin` is given where output goes. Whoever follows the process within the same turn of the event loop misses none.
@@ -84,12 +85,12 @@ export class RunningProcess {
     this.hurry();
   }
 
-  /** Ends the process when the time is up, whoever is there to see it. */
+  /** Ends the process when the time is up, whoever is there to see it. A pause of the sandbox does not count. */
   endAfter(ms: number): void {
-    this.deadline = setTimeout(() => {
+    this.cancelDeadline = afterAwake(ms, () => {
       this.timedOut = true;
       this.signal('SIGKILL');
-    }, ms);
+    });
   }
 
   /**
@@ -130,7 +131,7 @@ export class RunningProcess {
     const figures = this.wasKilled ? undefined : outOfMemory(exit);
     const ended = await Promise.race([started.outputEnd.then(() => true), this.hurried.then(() => false)]);
     if (!ended) await Promise.race([started.outputEnd, pollAfter(LAST_OUTPUT_MS)]);
-    clearTimeout(this.deadline);
+    this.cancelDeadline?.();
     started.closeOutput();
     started.closeInput();
     const end = toEnd(exit, await figures);

@@ -1,5 +1,8 @@
+import fs from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
 import { createApi } from '../../../service/api/app';
 import type { ApiOptions } from '../../../service/api/app';
 import { createLogger } from '../../../service/log';
@@ -50,6 +53,7 @@ export class ApiHarness {
     readonly server: http.Server,
     readonly app: ReturnType<typeof createApi>,
     readonly url: string,
+    private readonly logDirectory: string,
   ) {}
 
   static async open(
@@ -62,6 +66,7 @@ export class ApiHarness {
     const teams = new Teams({ records: store.teams, defaults: { ...CONFIG, createsPerMinute: 0 } });
     await teams.setServiceKey(KEY);
     const logger = createLogger('silent');
+    const logDirectory = fs.mkdtempSync(path.join(os.tmpdir(), 'cbx-logs-'));
     const sandboxes = new Sandboxes({
       runtime,
       store,
@@ -72,6 +77,7 @@ export class ApiHarness {
       limitsOf: (teamId) => teams.limitsOf(teamId),
       maxTimeoutSeconds: CONFIG.maxTimeoutSeconds,
       startTimeoutMs: 5_000,
+      logDirectory,
       ...(pool !== undefined && { pool }),
     });
     const api = createApi({
@@ -88,7 +94,7 @@ export class ApiHarness {
     const server = http.createServer(api);
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    return new ApiHarness(engine, store, teams, sandboxes, server, api, url);
+    return new ApiHarness(engine, store, teams, sandboxes, server, api, url, logDirectory);
   }
 
   async ask(method: string, path: string, { headers = {}, body, key = KEY }: Ask = {}): Promise<Answer> {
@@ -146,5 +152,6 @@ export class ApiHarness {
     await new Promise((resolve) => this.server.close(resolve));
     await this.sandboxes.close({ onStop: 'kill' });
     await this.store.close();
+    fs.rmSync(this.logDirectory, { recursive: true, force: true });
   }
 }

@@ -172,9 +172,12 @@ describe('the description of the API', () => {
     await check('get', '/sandboxes/metrics');
     await check('get', '/sandboxes/{sandboxID}/logs', { at });
     await check('get', '/v2/sandboxes/{sandboxID}/logs', { at });
+    await check('get', '/v2/sandboxes/{sandboxID}/logs?limit=0', { at });
     await check('post', '/sandboxes/{sandboxID}/connect', { at, body: { timeout: 60 } });
     await check('post', '/sandboxes/{sandboxID}/timeout', { at, body: { timeout: 60 } });
     await check('post', '/sandboxes/{sandboxID}/refreshes', { at });
+    await check('put', '/sandboxes/{sandboxID}/network', { at, body: { denyOut: ['1.1.1.1'] } });
+    await check('put', '/sandboxes/{sandboxID}/network', { at, body: { denyOut: ['x'] } });
     await check('post', '/sandboxes/{sandboxID}/pause', { at });
     await check('post', '/sandboxes/{sandboxID}/pause', { at });
     await check('post', '/v2/sandboxes/{sandboxID}/connect', { at });

@@ -69,6 +69,11 @@ export class ExecutionsHarness {
     return `/v1/sandboxes/${this.sandboxId}/executions`;
   }
 
+  /** As the interpreter is told of the sandbox. */
+  get machine(): Machine {
+    return this.gateway.machine({}, this.sandboxId);
+  }
+
   async stream(method: string, path: string, body?: object): Promise<NativeStream> {
     return this.request(this.api.url, method, path, body);
   }

@@ -255,18 +255,6 @@ describe('how executions end', () => {
     await harness.run({ code: '1+1' });
   });
 
-  it('when the sandbox is paused: readers are reset, and the record is there afterwards', async () => {
-    script('loop', () => undefined);
-    const stream = await harness.stream('POST', harness.path, { code: 'loop' });
-    await stream.next();
-    harness.interpreter.suspend(harness.sandboxId);
-    await expect(stream.rest()).rejects.toMatchObject({ code: 'ECONNRESET' });
-    expect(await harness.info(String(stream.headers['x-execution-id']))).toMatchObject({
-      state: 'ended',
-      termination: 'sandbox_ended',
-    });
-  });
-
   it('when the sandbox ends: nothing of them is left, on the disk neither', async () => {
     script('much', (execution) => {
       for (let index = 0; index < 20; index++) execution.stdout('x'.repeat(100_000));

@@ -64,6 +64,16 @@ it('that the agent closed are not used again', async () => {
   expect(sandbox.instance.dialled).toHaveLength(2);
 });
 
+it('do not outlast a pause of the sandbox', async () => {
+  await agent((_req, res) => res.end('ok'));
+  await ask();
+  const closed = Promise.all([...connections].map(hasClosed));
+  fixture.edge.drop('isb');
+  await closed;
+  expect(await ask()).toBe('ok');
+  expect(sandbox.instance.dialled).toHaveLength(2);
+});
+
 it('are not kept when the agent says that it closes', async () => {
   await agent((_req, res) => res.setHeader('Connection', 'close').end('ok'));
   await ask();

@@ -50,11 +50,15 @@ export function makeSandbox(
     startedAt: 0,
     runStartedAt: 0,
     autoPause: false,
+    autoResume: false,
+    timeoutSeconds: 300,
     endAt: Number.MAX_SAFE_INTEGER,
     metadata: {},
     env: { COLOUR: 'blue' },
     resources: { cpuCount: 1, memoryMB: 128, diskSizeMB: 128, pids: 64, openFiles: 256 },
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     allowPublicTraffic: true,
     accessToken: undefined,
     trafficToken: undefined,
@@ -66,6 +70,15 @@ export function makeSandbox(
 /** An edge behind a real HTTP server, and everything a test opens, closed together. */
 export class EdgeFixture {
   readonly sandboxes = new Map<string, RunningSandbox & { instance: FakeInstance }>();
+  /** Paused ones that traffic resumes. */
+  readonly sleeping = new Map<string, RunningSandbox & { instance: FakeInstance }>();
+  wake = (id: string): Promise<void> => {
+    const sandbox = this.sleeping.get(id);
+    if (sandbox === undefined) throw new ServiceError('not_found', 'nobody sleeps here');
+    this.sleeping.delete(id);
+    this.sandboxes.set(id, sandbox);
+    return Promise.resolve();
+  };
   /** Requests that reached the interpreter. */
   readonly interpreted: { machine: InterpreterMachine; url: string | undefined }[] = [];
   interpreter: (machine: InterpreterMachine, req: IncomingMessage, res: ServerResponse) => void = (
@@ -81,6 +94,8 @@ export class EdgeFixture {
     sandboxes: {
       find: (id) => this.sandboxes.get(id),
       findBySignature: (query) => this.findBySignature(query),
+      findSleeping: (id) => this.sleeping.get(id),
+      wake: (id) => this.wake(id),
     },
     interpreter: {
       handle: (machine, req, res) => {

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import net from 'node:net';
 import { Sandbox } from 'e2b';
 import { ServiceError } from '../../../service/errors';
-import { EdgeFixture, answerTo, readAll } from './edge-fixture';
+import { EdgeFixture, answerTo, makeSandbox, readAll } from './edge-fixture';
 
 let fixture: EdgeFixture;
 beforeEach(async () => {
@@ -215,6 +215,103 @@ describe('traffic token', () => {
     fixture.add('isb', { allowPublicTraffic: false });
     const headers = { 'e2b-traffic-access-token': 'undefined' };
     expect((await answerTo(fixture.request('isb', 3000, { headers }).end())).status).toBe(403);
+  });
+});
+
+describe('traffic for a paused sandbox', () => {
+  function addSleeping(changes: Parameters<typeof makeSandbox>[1] = {}): ReturnType<typeof makeSandbox> {
+    const sandbox = makeSandbox('isb', { state: 'paused', autoResume: true, ...changes });
+    fixture.sleeping.set('isb', sandbox);
+    return sandbox;
+  }
+
+  it('resumes it, and then is answered with its whole body', async () => {
+    const sandbox = addSleeping();
+    await fixture.serve(sandbox, 3000, (req, res) => req.pipe(res));
+    const body = 'x'.repeat(300_000);
+    const answer = await answerTo(fixture.request('isb', 3000, { method: 'POST' }).end(body));
+    expect([answer.status, answer.body.toString() === body]).toEqual([200, true]);
+    expect(fixture.sleeping.size).toBe(0);
+  });
+
+  it('reaches the interpreter, too', async () => {
+    addSleeping();
+    expect((await answerTo(fixture.request('isb', 49999).end())).body.toString()).toBe('interpreted');
+  });
+
+  const refused = {
+    sandboxId: 'isb',
+    message:
+      "This sandbox can't be resumed with the credentials provided. Check your access token and try again.",
+    code: 403,
+  };
+
+  it.each<[string, number, Record<string, string>, Parameters<typeof makeSandbox>[1]]>([
+    ['the agent of a secured one, without its token', 49983, {}, { accessToken: 'secret' }],
+    ['the agent, with a wrong one', 49983, { 'x-access-token': 'secre' }, { accessToken: 'secret' }],
+    [
+      'a port without public traffic, with the token of the agent',
+      3000,
+      { 'x-access-token': 'secret' },
+      { accessToken: 'secret', trafficToken: 'other', allowPublicTraffic: false },
+    ],
+    [
+      'a port that nobody may use',
+      3000,
+      { 'e2b-traffic-access-token': 'undefined' },
+      { allowPublicTraffic: false },
+    ],
+  ])('does not resume it by %s', async (_title, port, headers, changes) => {
+    addSleeping(changes);
+    const answer = await answerTo(fixture.request('isb', port, { headers }).end());
+    expect([answer.status, JSON.parse(answer.body.toString())]).toEqual([403, refused]);
+    expect(fixture.sleeping.size).toBe(1);
+  });
+
+  it.each<[number, Record<string, string>]>([
+    [49983, { 'x-access-token': 'secret' }],
+    [3000, { 'e2b-traffic-access-token': 'other' }],
+  ])('resumes it by port %i with %j', async (port, headers) => {
+    const sandbox = addSleeping({ accessToken: 'secret', trafficToken: 'other', allowPublicTraffic: false });
+    await fixture.serve(sandbox, port, (_req, res) => res.end('here'));
+    expect((await answerTo(fixture.request('isb', port, { headers }).end())).body.toString()).toBe('here');
+  });
+
+  it.each<[ConstructorParameters<typeof ServiceError>[0], boolean, number, string]>([
+    ['deadline_exceeded', true, 409, 'The sandbox is still transitioning. Try again in a moment.'],
+    ['not_found', false, 502, 'The sandbox was not found'],
+    ['unavailable', true, 500, 'The sandbox could not be resumed'],
+  ])('is told when that fails: %s', async (code, stays, status, text) => {
+    addSleeping();
+    fixture.wake = () => {
+      if (!stays) fixture.sleeping.clear();
+      return Promise.reject(new ServiceError(code, 'internal words'));
+    };
+    const answer = await answerTo(fixture.request('isb', 3000).end());
+    expect([answer.status, answer.body.toString()]).toEqual([status, expect.stringContaining(text)]);
+  });
+
+  it('is told that it is gone when it is paused again at once', async () => {
+    addSleeping();
+    let wakes = 0;
+    fixture.wake = () => Promise.resolve(void wakes++);
+    expect((await answerTo(fixture.request('isb', 3000).end())).status).toBe(502);
+    expect(wakes).toBe(1);
+  });
+
+  it('may come as a change of protocols', async () => {
+    const sandbox = addSleeping();
+    const server = await fixture.serve(sandbox, 3000, (_req, res) => res.end());
+    server.on('upgrade', (_req, socket) => {
+      socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n');
+      socket.pipe(socket);
+    });
+    const request = fixture
+      .request('isb', 3000, { headers: { connection: 'Upgrade', upgrade: 'echo' } })
+      .end();
+    const [, socket] = (await once(request, 'upgrade')) as [unknown, net.Socket];
+    socket.end('hello');
+    expect(await readAll(socket)).toBe('hello');
   });
 });
 

@@ -324,6 +324,22 @@ describe('a client that goes away', () => {
     expect(await fixture.run({ code: '1+1' })).toEqual(TWO);
     expect(fixture.gateway.executions.map((execution) => execution.code)).toEqual(['1+1']);
   });
+
+  it('before it has an answer, which waits for the start of another language: its code is never sent', async () => {
+    let open!: () => void;
+    fixture.gateway.gate = new Promise((resolve) => (open = resolve));
+    const answer = fixture.request('POST', '/execute', { code: 'never', language: 'r' });
+    const noticed = once(fixture.answers, 'closed');
+    await fixture.gateway.until(() =>
+      fixture.gateway.rest('POST', /kernels$/).find(({ body }) => (body as { name?: string }).name === 'r'),
+    );
+    fixture.breakOff();
+    await expect(answer).rejects.toThrow(/socket hang up|ECONNRESET/);
+    await noticed;
+    open();
+    expect(await fixture.run({ code: '1+1', language: 'r' })).toEqual(TWO);
+    expect(fixture.gateway.executions.map((execution) => execution.code)).toEqual(['1+1']);
+  });
 });
 
 describe('order', () => {

@@ -103,6 +103,11 @@ export class Fixture {
     return (await this.open(body)).rest();
   }
 
+  /** Every client goes away. */
+  breakOff(): void {
+    this.server.closeAllConnections();
+  }
+
   async close(): Promise<void> {
     await this.interpreter.close();
     this.server.closeAllConnections();

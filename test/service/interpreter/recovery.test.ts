@@ -285,6 +285,20 @@ describe('the loss of variables while nothing ran', () => {
     expect(await look(after)).toEqual(NOT_TOLD);
   });
 
+  it('tells it of one whose place another had taken before the service was killed', async () => {
+    const before = await serve();
+    const record = await run(before, 'x = 1');
+    await read(record);
+    const old = gateway.kernelOf(record.options.contextId);
+    gateway.crash();
+    await gateway.until(() => gateway.kernelOf(record.options.contextId));
+    expect(gateway.kernelOf(record.options.contextId)).not.toBe(old);
+    const after = await killAndServe(before);
+    await after.adopt(machine);
+    expect(await look(after)).toEqual(toldOf({ termination: 'crashed' }));
+    expect(await look(after)).toEqual(NOT_TOLD);
+  });
+
   it('does not tell it of one that died before its last execution', async () => {
     const before = await serve();
     die(-1_000);

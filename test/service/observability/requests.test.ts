@@ -38,6 +38,8 @@ describe('a request', () => {
       sandboxes: {
         find: (id) => (id === sandbox.id ? sandbox : undefined),
         findBySignature: () => undefined,
+        findSleeping: () => undefined,
+        wake: () => Promise.resolve(),
       },
       interpreter: { handle: (_machine, _req, res) => interpret(res) },
       logger,

@@ -1,7 +1,8 @@
 import {
-  LABELS,
   containerOptions,
+  LABELS,
   resourceLimits,
+  toOutput,
   toRecord,
   toStats,
 } from '../../../service/runtime/docker-container';
@@ -22,6 +23,8 @@ const input: ContainerInput = {
   image: 'sha256:1',
   serviceId: 's1',
   network: 'cellbox-net',
+  mac: '0a:01:02:03:04:05',
+  nameServers: [],
   tunnelDir: '/data/tunnels/i1',
   env: { CELLBOX_TUNNEL: 'unix:/run/cellbox/service.sock' },
   createdAt: 1_700_000_000_123,
@@ -55,6 +58,22 @@ describe('containerOptions()', () => {
     expect(containerOptions(input).HostConfig?.NetworkMode).toBe('cellbox-net');
     const none = containerOptions({ ...input, spec: { ...spec, network: 'none' } });
     expect(none.HostConfig?.NetworkMode).toBe('none');
+    expect([none.MacAddress, none.NetworkingConfig]).toEqual([undefined, undefined]);
+  });
+
+  it('gives it the address that its rules go by, as every version of the engine wants it', () => {
+    const { mac } = input;
+    expect(containerOptions(input)).toMatchObject({
+      MacAddress: mac,
+      NetworkingConfig: { EndpointsConfig: { 'cellbox-net': { MacAddress: mac } } },
+    });
+  });
+
+  it('names name servers, so that they are asked from inside and not from the host', () => {
+    expect(containerOptions(input).HostConfig?.Dns).toBeUndefined();
+    expect(containerOptions({ ...input, nameServers: ['192.0.2.53'] }).HostConfig?.Dns).toEqual([
+      '192.0.2.53',
+    ]);
   });
 
   it('names an OCI runtime only when one was chosen', () => {
@@ -150,5 +169,36 @@ describe('toStats()', () => {
   it('tells zeros of a machine that has just ended', () => {
     const stats = { cpu_stats: {}, memory_stats: {}, pids_stats: {} } as unknown as Stats;
     expect(toStats(stats)).toEqual({ cpuMs: 0, memoryBytes: 0, memoryLimitBytes: undefined, pids: 0 });
+  });
+});
+
+describe('toOutput', () => {
+  const frame = (text: string) => {
+    const head = Buffer.from([2, 0, 0, 0, 0, 0, 0, 0]);
+    head.writeUInt32BE(Buffer.byteLength(text), 4);
+    return Buffer.concat([head, Buffer.from(text)]);
+  };
+
+  it('gives each line with the time that the engine noted', () => {
+    const at = Date.parse('2026-11-21T10:00:00.123Z');
+    const log = Buffer.concat([
+      frame('2026-11-21T10:00:00.123456789Z first: ü  twice\n'),
+      frame('2026-11-21T10:00:00.123456789Z \n'),
+      frame('no time here\n'),
+      frame(''),
+      Buffer.from([1, 0, 0]),
+    ]);
+    expect(toOutput(log)).toEqual([
+      { at, text: 'first: ü  twice\n' },
+      { at, text: '\n' },
+      { text: 'no time here\n' },
+      { text: ' ' },
+    ]);
+    expect(toOutput(Buffer.alloc(0))).toEqual([]);
+  });
+
+  it('takes no more than there is of a piece that claims to be longer', () => {
+    const [line] = toOutput(frame('2026-11-21T10:00:00Z cut off').fill(0xff, 4, 8));
+    expect(line?.text).toBe('cut off');
   });
 });

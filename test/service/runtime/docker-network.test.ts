@@ -1,4 +1,7 @@
 import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
 import { CLEAR_RULES, SET_RULES, networkNames } from '../../../service/runtime/docker-network';
 
 describe('networkNames()', () => {
@@ -16,19 +19,21 @@ describe('networkNames()', () => {
 });
 
 /** Runs a program with an iptables that says yes to everything and prints what it is given. */
-function dryRun(script: string, iptables: string): string {
+function dryRun(script: string, iptables: string, input = '', routes = '/dev/null'): string {
   const stubs = `
 iptables() { ${iptables}; }
 ip6tables() { iptables "$@"; }
-awk() { echo 10.0.0.53; }
+awk() { case "$*" in *resolv.conf) echo 10.0.0.53 ;; *) command awk "$@" ;; esac; }
 `;
   // Only POSIX names can be functions, so the programs with a dash become others.
   const program = script
+    .replaceAll('/proc/net/route', routes)
     .replaceAll('"$ipt-restore" -w 5 --noflush', 'cat')
     .replaceAll('"$ip6-restore" -w 5 --noflush', 'sed s/^/6/');
   return execFileSync('/bin/sh', ['-c', stubs + program.slice(0, program.indexOf('# Without this'))], {
     env: { PATH: process.env['PATH'], BRIDGE: 'cbx1', CHAIN: 'CELLBOX-1' },
     encoding: 'utf8',
+    input,
   });
 }
 
@@ -54,6 +59,60 @@ describe('SET_RULES', () => {
     ])
       expect(forward.filter((line) => line.includes(match) && line.includes('REJECT'))).toHaveLength(2);
     expect(lines).toContain('COMMIT');
+  });
+
+  it('puts the rules of single machines before its own, in the chains that both are in', () => {
+    const own =
+      ':CELLBOX-1-P0 - [0:0]\n-A CELLBOX-1-FW -m mac --mac-source 0a:00:00:00:00:01 -j CELLBOX-1-P0';
+    const lines = dryRun(SET_RULES, 'true', `${own}\n`).split('\n');
+    const at = lines.indexOf(':CELLBOX-1-P0 - [0:0]');
+    expect(at).toBeGreaterThan(lines.indexOf('-F CELLBOX-1-FW'));
+    expect(lines.findIndex((line) => line.startsWith('-A CELLBOX-1-FW'))).toBe(at + 1);
+  });
+
+  it('removes chains of machines that are gone, and of no other service', () => {
+    const known = [
+      '-P INPUT ACCEPT',
+      '-N CELLBOX-1-IN',
+      '-N CELLBOX-1-P0',
+      '-N CELLBOX-1-P1',
+      '-N CELLBOX-2-P1',
+    ];
+    const list = `if [ "$3" = -S ]; then printf '%s\\n' ${known.map((line) => `'${line}'`).join(' ')}; fi`;
+    const lines = dryRun(SET_RULES, list, ':CELLBOX-1-P0 - [0:0]\n').split('\n');
+    expect(lines.filter((line) => line.startsWith('-X'))).toEqual(['-X CELLBOX-1-P1']);
+    expect(lines.indexOf('-F CELLBOX-1-P1')).toBe(lines.indexOf('-X CELLBOX-1-P1') - 1);
+  });
+
+  it('refuses private networks behind interfaces that are not the way out, once each, whatever they are called', () => {
+    const routes = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'cbx-routes-')), 'route');
+    const line = (name: string, to: string, mask: string) =>
+      `${name}\t${to}\t00000000\t0001\t0\t0\t0\t${mask}\t0\t0\t0`;
+    const table = [
+      'Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT',
+      line('eth0', '00000000', '00000000'),
+      line('eth0', '0001A8C0', '00FFFFFF'), // 192.168.1.0/24: the LAN of the way out
+      line('virbr0', '007AA8C0', '00FFFFFF'), // 192.168.122.0/24
+      line('wg0', '0000080A', '0000FFFF'), // 10.8.0.0/16
+      line('lxd', '000014AC', '0000FFFF'), // 172.20.0.0/16
+      line('ts0', '00004064', '0000C0FF'), // 100.64.0.0/10
+      line('pub0', '007100CB', '00FFFFFF'), // 203.0.113.0/24: not private
+      line('pub1', '000020AC', '0000FFFF'), // 172.32.0.0/16: nor this
+      line('docker0', '000011AC', '0000FFFF'), // refused by name
+    ];
+    fs.writeFileSync(routes, `${table.join('\n')}\n`);
+    try {
+      const lines = dryRun(SET_RULES, 'true', '', routes).split('\n');
+      const refused = lines.flatMap((rule) => /-FW -d (\S+\/255\S+) -j REJECT/.exec(rule)?.[1] ?? []);
+      expect(refused).toEqual([
+        '192.168.122.0/255.255.255.0',
+        '10.8.0.0/255.255.0.0',
+        '172.20.0.0/255.255.0.0',
+        '100.64.0.0/255.192.0.0',
+      ]);
+    } finally {
+      fs.rmSync(path.dirname(routes), { recursive: true });
+    }
   });
 
   it('moves its jumps to the front in the same commit when they are there already', () => {

@@ -3,12 +3,14 @@ import { once } from 'node:events';
 import {
   findDescendants,
   findMembers,
+  freezeTree,
   identify,
   isAlive,
   killTree,
   MARK,
   parsePsLine,
   parseStat,
+  thawTree,
 } from '../../../service/runtime/local-process';
 import type { ProcessEntry } from '../../../service/runtime/local-process';
 import { INIT_PROGRAM } from '../../../service/runtime/local-launch';
@@ -25,6 +27,29 @@ function entry(pid: number, parentPid: number, overrides: Partial<ProcessEntry> 
     memoryBytes: 0,
     ...overrides,
   };
+}
+
+/** What a program prints, for waiting until there is more of it than was asked about before. */
+class Told {
+  private bytes = 0;
+  private seen = 0;
+  private onMore: () => void = () => undefined;
+
+  constructor(stream: NodeJS.ReadableStream) {
+    stream.on('data', (chunk: Buffer) => {
+      this.bytes += chunk.length;
+      this.onMore();
+    });
+  }
+
+  async more(): Promise<void> {
+    if (this.bytes === this.seen) await new Promise<void>((resolve) => (this.onMore = resolve));
+    this.forget();
+  }
+
+  forget(): void {
+    this.seen = this.bytes;
+  }
 }
 
 /** Waits for a line; leaves the stream open, because a program that prints to a closed one ends. */
@@ -179,6 +204,42 @@ def tell(stay=True):
       await exit;
     });
   }
+
+  it('freezes a tree that forks all the time, without a processor for any of it, and thaws it', async () => {
+    const id = `t${process.pid}z${Date.now().toString(36)}`;
+    const forks = `
+import os, sys
+n = 0
+while True:
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    n += 1
+    if n % 50 == 0:
+        print(n, flush=True)
+`;
+    const child = spawn(python, ['-S', '-c', forks], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, [MARK]: id },
+    });
+    const exit = once(child, 'exit');
+    const said = new Told(child.stdout);
+    await said.more();
+    const root = await identify(child.pid ?? 0);
+    const marks = { instanceId: id, roots: root === undefined ? [] : [root] };
+    await freezeTree(marks);
+    const used = async () => (await findMembers(marks)).reduce((total, { cpuMs }) => total + cpuMs, 0);
+    const before = await used();
+    expect(before).toBeGreaterThan(0);
+    await new Promise((resolve) => setTimeout(resolve, 200)); // nothing tells that nothing happens
+    expect(await used()).toBe(before);
+    expect((await findMembers(marks)).map(({ state }) => state).every((state) => state === 'T')).toBe(true);
+    said.forget();
+    await thawTree(marks);
+    await said.more();
+    await killTree(marks);
+    expect(await exit).toEqual([null, 'SIGKILL']);
+  });
 
   it('finds a marked process whose root is gone', async () => {
     const id = `t${process.pid}y${Date.now().toString(36)}`;

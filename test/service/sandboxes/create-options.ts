@@ -10,7 +10,10 @@ export function createOptions(overrides: Partial<CreateOptions> = {}): CreateOpt
     secure: true,
     allowPublicTraffic: true,
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     autoPause: false,
+    autoResume: false,
     ...overrides,
   };
 }

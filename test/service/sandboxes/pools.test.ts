@@ -164,6 +164,20 @@ describe('Sandboxes with pools', () => {
     expect(status()).toMatchObject({ claimedTotal: 1, missesTotal: 0, lastError: undefined });
   });
 
+  it('has its network rules before its settings are recorded, and is ended when it can’t have them', async () => {
+    await filled(fixed(2));
+    const [first = '', second = ''] = engine.started;
+    const rows: unknown[] = [];
+    engine.beforeSetNetwork = async (id) => {
+      rows.push(await store.listSandboxes());
+      if (id === first) throw new Error('no rules today');
+    };
+    const sandbox = await sandboxes.create(TEAM, options({ denyOut: ['1.1.1.1'] }));
+    expect([sandbox.id, rows]).toEqual([second, [[], []]]);
+    expect(engine.machine(second).network).toEqual({ allowOut: [], denyOut: ['1.1.1.1/32'] });
+    await until(() => !engine.machines.has(first));
+  });
+
   it.each([
     ['without a network', { allowInternetAccess: false }],
     ['of another template', { template: 'base' }],

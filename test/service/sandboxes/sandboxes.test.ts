@@ -483,12 +483,161 @@ describe('Sandboxes', () => {
       expect(sandboxes.list(TEAM)).toEqual([]);
     });
 
+    it('is undone when the store does not take the resume, and the next one succeeds', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      const update = jest
+        .spyOn(store, 'updateSandbox')
+        .mockRejectedValueOnce(new ServiceError('unavailable', 'no disk'));
+      await expect(sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).rejects.toMatchObject({
+        code: 'unavailable',
+      });
+      update.mockRestore();
+      expect(sandboxes.get(TEAM, id).state).toBe('paused');
+      expect(engine.machine(id).state).toBe('paused');
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+      expect(engine.machine(id).state).toBe('running');
+    });
+
+    it('can be left when the machine was thawed by an attempt that had been given up', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      engine.machine(id).unfreeze();
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+      expect(sandboxes.find(id)).toBeDefined();
+    });
+
+    it('comes at once when the sandbox is resumed for no time', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions({ autoPause: true }));
+      await sandboxes.pause(TEAM, id);
+      const paused = engine.machine(id);
+      const again = gate();
+      await sandboxes.connect(TEAM, id, { timeoutSeconds: 0 });
+      engine.beforePause = () => Promise.resolve(again.open());
+      await again.opened;
+      await expect(sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resolves.toMatchObject({
+        resumed: true,
+      });
+      expect(paused.state).toBe('running');
+    });
+
+    it('counts as a sandbox of its team', async () => {
+      sandboxes = make({ maxSandboxes: 1 });
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      await expect(sandboxes.create(TEAM, createOptions())).rejects.toMatchObject({
+        code: 'resource_exhausted',
+      });
+      expect((await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 })).resumed).toBe(true);
+    });
+
+    it('is ended by traffic where that was asked for, for the time of the create but at least 5 minutes', async () => {
+      const short = await sandboxes.create(TEAM, createOptions({ autoResume: true, timeoutSeconds: 20 }));
+      const long = await sandboxes.create(TEAM, createOptions({ autoResume: true, timeoutSeconds: 2000 }));
+      const [first, second] = [short.id, long.id];
+      expect(sandboxes.findSleeping(first)).toBeUndefined();
+      for (const id of [first, second]) await sandboxes.pause(TEAM, id);
+      expect(sandboxes.findSleeping(first)).toMatchObject({ id: first, state: 'paused' });
+      const before = Date.now();
+      await Promise.all([sandboxes.wake(first), sandboxes.wake(first), sandboxes.wake(second)]);
+      const left = (id: string) => Math.round(((sandboxes.find(id)?.endAt ?? 0) - before) / 10_000) * 10;
+      expect([left(first), left(second)]).toEqual([300, 2000]);
+    });
+
+    it('is not ended by traffic where that was not asked for, or for one that is gone', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await sandboxes.pause(TEAM, id);
+      expect(sandboxes.findSleeping(id)).toBeUndefined();
+      await expect(sandboxes.wake(id)).rejects.toMatchObject({ code: 'not_found' });
+      await expect(sandboxes.wake('nope')).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    it('is waited for by traffic that comes in the middle', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions({ autoResume: true }));
+      const slow = gate();
+      engine.beforePause = () => slow.opened;
+      const pausing = sandboxes.pause(TEAM, id);
+      const waking = sandboxes.wake(id);
+      slow.open();
+      await Promise.all([pausing, waking]);
+      expect(sandboxes.find(id)).toBeDefined();
+    });
+
     it('is what a resume demands', async () => {
       const { id } = await sandboxes.create(TEAM, createOptions());
       const resume = { timeoutSeconds: 60, mustBePaused: true };
       await expect(sandboxes.connect(TEAM, id, resume)).rejects.toMatchObject({
         code: 'failed_precondition',
       });
+    });
+  });
+
+  describe('network', () => {
+    const closed = { allowInternetAccess: false, allowOut: [], denyOut: [] };
+    const open = { allowInternetAccess: true, allowOut: [], denyOut: [] };
+    const rules = { allowInternetAccess: true, allowOut: ['1.1.1.1'], denyOut: ['0.0.0.0/0'] };
+    const access = { allowOut: ['1.1.1.1/32'], denyOut: ['0.0.0.0/0'] };
+
+    it('is what was asked for from the start, and changes as a whole, in the store, too', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions(rules));
+      expect(engine.machine(id).spec.network).toEqual(access);
+      await sandboxes.setNetwork(TEAM, id, closed);
+      expect(engine.machine(id).network).toBe('none');
+      expect(sandboxes.get(TEAM, id)).toMatchObject(closed);
+      expect(await store.listSandboxes()).toMatchObject([closed]);
+      await restarted().adopt();
+      expect(sandboxes.get(TEAM, id)).toMatchObject(closed);
+    });
+
+    it('stays as it was when the machine or the store does not take the change', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions(rules));
+      engine.beforeSetNetwork = () => Promise.reject(new ServiceError('unavailable', 'no rules today'));
+      await expect(sandboxes.setNetwork(TEAM, id, open)).rejects.toMatchObject({ code: 'unavailable' });
+      engine.beforeSetNetwork = () => Promise.resolve();
+      expect([engine.machine(id).network, sandboxes.get(TEAM, id).denyOut]).toEqual([access, rules.denyOut]);
+
+      const update = store.updateSandbox.bind(store);
+      store.updateSandbox = () => Promise.reject(new ServiceError('unavailable', 'no store today'));
+      await expect(sandboxes.setNetwork(TEAM, id, open)).rejects.toThrow('no store today');
+      store.updateSandbox = update;
+      expect([engine.machine(id).network, sandboxes.get(TEAM, id).denyOut]).toEqual([access, rules.denyOut]);
+    });
+
+    it('ends as the last change says, of two at the same time', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      const first = gate();
+      const seen: unknown[] = [];
+      engine.beforeSetNetwork = (_id, to) => {
+        seen.push(to);
+        return seen.length === 1 ? first.opened : Promise.resolve();
+      };
+      const changes = [rules, closed].map((egress) => sandboxes.setNetwork(TEAM, id, egress));
+      first.open();
+      await Promise.all(changes);
+      expect([seen, engine.machine(id).network]).toEqual([[access, 'none'], 'none']);
+      expect(await store.listSandboxes()).toMatchObject([closed]);
+    });
+
+    it('is changed by the own team, while the sandbox runs', async () => {
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await expect(sandboxes.setNetwork('other', id, closed)).rejects.toMatchObject({ code: 'not_found' });
+      await sandboxes.pause(TEAM, id);
+      await expect(sandboxes.setNetwork(TEAM, id, closed)).rejects.toMatchObject({ code: 'not_found' });
+      await sandboxes.connect(TEAM, id, { timeoutSeconds: 60 });
+      engine.beforeSetNetwork = async () => engine.kill(id);
+      await expect(sandboxes.setNetwork(TEAM, id, closed)).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    it('has no rules where machines can’t have any: refused before anything starts', async () => {
+      await sandboxes.close({ onStop: 'kill' });
+      const runtime = new FakeRuntime(engine);
+      runtime.whyNoNetworkRules = 'No rules here';
+      sandboxes = make({ runtime });
+      const refusal = { code: 'failed_precondition', message: 'No rules here' };
+      await expect(sandboxes.create(TEAM, createOptions(rules))).rejects.toMatchObject(refusal);
+      expect(engine.started).toEqual([]);
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      await expect(sandboxes.setNetwork(TEAM, id, rules)).rejects.toMatchObject(refusal);
     });
   });
 

@@ -22,10 +22,14 @@ function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
     runStartedAt: 1_763_700_000_123,
     endAt: 1_763_700_300_123,
     autoPause: false,
+    autoResume: false,
+    timeoutSeconds: 300,
     metadata: { 'käse "1"': "o'clock\0\ud800", empty: '' },
     env: { A: '1\n2' },
     resources: { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 },
     allowInternetAccess: true,
+    allowOut: [],
+    denyOut: [],
     allowPublicTraffic: false,
     secure: true,
     ...overrides,
@@ -99,17 +103,30 @@ function runStoreSuite(place: Place): void {
   afterAll(() => place.close?.());
 
   it('gives back every field of a sandbox', async () => {
+    const unusual = sandbox({
+      id: 'i2',
+      startedAt: 1_763_700_000_124,
+      autoResume: true,
+      timeoutSeconds: 86_400,
+      allowInternetAccess: false,
+      allowOut: ['1.1.1.1', '10.0.0.0/8'],
+      denyOut: ['0.0.0.0/0'],
+    });
     await store.addSandbox(sandbox());
-    expect(await store.listSandboxes()).toEqual([sandbox()]);
+    await store.addSandbox(unusual);
+    expect(await store.listSandboxes()).toEqual([sandbox(), unusual]);
   });
 
   it('saves what changes and nothing else', async () => {
     await store.addSandbox(sandbox());
     await store.addSandbox(sandbox({ id: 'i2', startedAt: 5 }));
-    await store.updateSandbox('i1', { state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true });
+    const changes = { state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true } as const;
+    const egress = { allowInternetAccess: false, allowOut: ['1.1.1.1'], denyOut: ['2.2.2.2', '::/0'] };
+    await store.updateSandbox('i1', changes);
+    await store.updateSandbox('i1', egress);
     expect(await store.listSandboxes()).toEqual([
       sandbox({ id: 'i2', startedAt: 5 }),
-      sandbox({ state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true }),
+      sandbox({ ...changes, ...egress }),
     ]);
   });
 

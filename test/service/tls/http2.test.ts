@@ -321,3 +321,40 @@ describe('WebSocket over HTTP/2', () => {
     expect((await http2Answer(stream)).status).toBe(426);
   });
 });
+
+describe('a sandbox without public traffic', () => {
+  const RIGHT = 'right-token';
+
+  beforeEach(async () => {
+    const secured = fixture.add('ipr', { allowPublicTraffic: false, trafficToken: RIGHT });
+    await fixture.serve(secured, PORT, (_req, res) => res.end('inside'));
+  });
+
+  const ask = (headers: http2.OutgoingHttpHeaders) =>
+    http2Answer(session.request({ ':path': '/', ':authority': `${PORT}-ipr.localhost`, ...headers }));
+
+  it.each<[string, http2.OutgoingHttpHeaders, number]>([
+    ['the right token', { 'e2b-traffic-access-token': RIGHT }, 200],
+    ['no token', {}, 403],
+    ['a wrong one', { 'e2b-traffic-access-token': 'wrong' }, 403],
+    ['the right one in a cookie', { cookie: `e2b-traffic-access-token=${RIGHT}` }, 403],
+    [
+      'no token, to change protocols',
+      { ':method': 'CONNECT', ':protocol': 'websocket', ':scheme': 'https' },
+      403,
+    ],
+    // The authority wins over headers that name another sandbox.
+    ['no token and the name of an open one', TO_SANDBOX, 403],
+  ])('answers a request with %s as over HTTP/1.1', async (_what, headers, status) => {
+    const answer = await ask(headers);
+    expect(answer.status).toBe(status);
+    if (status !== 200) expect(String(answer.body)).not.toContain('inside');
+  });
+
+  it('takes no second token, nor another host beside the authority', async () => {
+    const twice = await ask({ 'e2b-traffic-access-token': [RIGHT, 'wrong'] });
+    expect(twice.status).toBe(403);
+    const host = { host: `${PORT}-isb.localhost`, 'e2b-traffic-access-token': RIGHT };
+    expect((await ask(host)).status).toBe(400);
+  });
+});

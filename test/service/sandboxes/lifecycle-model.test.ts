@@ -1,0 +1,281 @@
+import fc from 'fast-check';
+import { createLogger } from '../../../service/log';
+import { ServiceError } from '../../../service/errors';
+import { Secrets } from '../../../service/secrets';
+import { Sandboxes } from '../../../service/sandboxes/sandboxes';
+import { Store } from '../../../service/sandboxes/store';
+import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
+import { FakeEngine, FakeRuntime } from '../../fakes/fake-runtime';
+import { createOptions } from './create-options';
+
+const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
+const START = 1_800_000_000_000;
+
+/** What a sandbox has to be, by the contract's tables alone. */
+interface Model {
+  state: 'running' | 'paused' | 'gone';
+  autoPause: boolean;
+  autoResume: boolean;
+  endAt: number;
+}
+
+/** The part under test with a clock of the test's own, so that deadlines pass when the test says so. */
+interface Real {
+  sandboxes: Sandboxes;
+  engine: FakeEngine;
+  store: Store;
+  id: string;
+  clock: { now: number };
+  /** What listeners were told since the last look. */
+  told: string[];
+}
+
+type Command = fc.AsyncCommand<Model, Real>;
+
+function make(real: Pick<Real, 'engine' | 'store' | 'clock' | 'told'>): Sandboxes {
+  const { engine, store, clock, told } = real;
+  return new Sandboxes({
+    runtime: new FakeRuntime(engine),
+    store,
+    secrets: new Secrets(Buffer.alloc(32, 7)),
+    logger: createLogger('silent'),
+    resources: RESOURCES,
+    maxSandboxes: 3,
+    maxTimeoutSeconds: 1_000_000,
+    startTimeoutMs: 5_000,
+    metricsIntervalMs: 3_600_000,
+    now: () => clock.now,
+    events: {
+      onPaused: () => told.push('paused'),
+      onResumed: () => told.push('resumed'),
+      onAdopted: () => told.push('resumed'),
+      onEnded: () => told.push('ended'),
+    },
+  });
+}
+
+const codeOf = (work: Promise<unknown>): Promise<string> =>
+  work.then(
+    () => 'ok',
+    (error: unknown) => ServiceError.from(error).code,
+  );
+
+/** Everything that can be seen of a sandbox, against the model. */
+async function compare(model: Model, { sandboxes, engine, store, id, clock }: Real): Promise<void> {
+  const listed = sandboxes.list(TEAM).find((each) => each.id === id);
+  const rows = await store.listSandboxes();
+  if (model.state === 'gone') {
+    expect([listed, rows, sandboxes.find(id), sandboxes.findSleeping(id)]).toEqual([
+      undefined,
+      [],
+      undefined,
+      undefined,
+    ]);
+    expect(await codeOf(sandboxes.pause(TEAM, id))).toBe('not_found');
+    return;
+  }
+  const { state, endAt, autoPause } = model;
+  expect(listed).toMatchObject({ state, endAt, autoPause });
+  expect(rows).toMatchObject([{ state, endAt, autoPause }]);
+  expect(engine.machine(id).state).toBe(state);
+  expect(sandboxes.find(id) === undefined).toBe(state === 'paused');
+  expect(sandboxes.findSleeping(id) !== undefined).toBe(state === 'paused' && model.autoResume);
+  expect(sandboxes.nextDeadlineOf(TEAM)).toBe(state === 'running' ? endAt : undefined);
+  // The timer inside must not end what is paused.
+  if (state === 'paused') expect(engine.machine(id).deadlineAt).toBeGreaterThan(clock.now + 86_400_000);
+  else expect(engine.machine(id).deadlineAt).toBe(endAt);
+}
+
+/** Runs one command and then compares everything. `told` is what listeners must have heard of it. */
+function command(
+  name: string,
+  act: (model: Model, real: Real) => Promise<{ wanted: string; got: string; told?: string[] }>,
+): Command {
+  return {
+    check: () => true,
+    toString: () => name,
+    run: async (model, real) => {
+      real.told.length = 0;
+      const { wanted, got, told = [] } = await act(model, real);
+      expect(got).toBe(wanted);
+      await compare(model, real);
+      expect(real.told).toEqual(told);
+    },
+  };
+}
+
+function became(model: Model, changes: Partial<Model>): void {
+  Object.assign(model, changes);
+}
+
+const pause = command('pause', async (model, { sandboxes, id, clock }) => {
+  const before = model.state;
+  const got = await codeOf(sandboxes.pause(TEAM, id));
+  if (before === 'running') {
+    became(model, { state: 'paused', endAt: clock.now });
+    return { wanted: 'ok', got, told: ['paused'] };
+  }
+  return { wanted: before === 'gone' ? 'not_found' : 'failed_precondition', got };
+});
+
+const pauseFails = command(
+  'pause on an engine without a freezer',
+  async (model, { sandboxes, engine, id }) => {
+    if (model.state !== 'running') return { wanted: '', got: '' };
+    engine.beforePause = () => Promise.reject(new ServiceError('unavailable', 'no freezer'));
+    const got = await codeOf(sandboxes.pause(TEAM, id));
+    engine.beforePause = () => Promise.resolve();
+    return { wanted: 'unavailable', got, told: ['paused', 'resumed'] };
+  },
+);
+
+const connect = (seconds: number) =>
+  command(`connect for ${seconds} s`, async (model, { sandboxes, id, clock }) => {
+    const before = model.state;
+    const got = await codeOf(sandboxes.connect(TEAM, id, { timeoutSeconds: seconds }));
+    if (before === 'gone') return { wanted: 'not_found', got };
+    const endAt = clock.now + seconds * 1000;
+    became(model, { state: 'running', endAt: before === 'paused' ? endAt : Math.max(endAt, model.endAt) });
+    return { wanted: 'ok', got, told: before === 'paused' ? ['resumed'] : [] };
+  });
+
+const connectFails = command(
+  'connect on an engine that does not thaw',
+  async (model, { sandboxes, engine, id }) => {
+    if (model.state !== 'paused') return { wanted: '', got: '' };
+    engine.beforeResume = () => Promise.reject(new ServiceError('unavailable', 'stuck'));
+    const got = await codeOf(sandboxes.connect(TEAM, id, { timeoutSeconds: 60 }));
+    engine.beforeResume = () => Promise.resolve();
+    return { wanted: 'unavailable', got };
+  },
+);
+
+const twoAtOnce = command('two connects and a pause at once', async (model, { sandboxes, id, clock }) => {
+  const before = model.state;
+  const connecting = [30, 40].map((timeoutSeconds) =>
+    codeOf(sandboxes.connect(TEAM, id, { timeoutSeconds })),
+  );
+  const pausing = codeOf(sandboxes.pause(TEAM, id));
+  const got = (await Promise.all([...connecting, pausing])).join();
+  if (before === 'gone') return { wanted: 'not_found,not_found,not_found', got };
+  if (before === 'paused') {
+    // The pause came while the first one resumed; the second one found it running.
+    became(model, { state: 'running', endAt: clock.now + 40_000 });
+    return { wanted: 'ok,ok,failed_precondition', got, told: ['resumed'] };
+  }
+  // Both had found it running, and their deadlines went with the pause.
+  became(model, { state: 'paused', endAt: clock.now });
+  return { wanted: 'ok,ok,ok', got, told: ['paused'] };
+});
+
+const wake = command('traffic', async (model, { sandboxes, id, clock }) => {
+  const before = model.state;
+  if (before === 'running') return { wanted: '', got: '' };
+  const got = await codeOf(sandboxes.wake(id));
+  if (before === 'gone' || !model.autoResume) return { wanted: 'not_found', got };
+  became(model, { state: 'running', endAt: clock.now + 300_000 });
+  return { wanted: 'ok', got, told: ['resumed'] };
+});
+
+const setTimeoutTo = (seconds: number) =>
+  command(`set the time-out to ${seconds} s`, async (model, { sandboxes, id, clock }) => {
+    const got = await codeOf(sandboxes.setTimeout(TEAM, id, seconds));
+    if (model.state !== 'running') return { wanted: 'not_found', got };
+    became(model, { endAt: clock.now + seconds * 1000 });
+    return { wanted: 'ok', got };
+  });
+
+const kill = command('kill', async (model, { sandboxes, id }) => {
+  const before = model.state;
+  const got = await codeOf(sandboxes.kill(TEAM, id));
+  became(model, { state: 'gone' });
+  return before === 'gone' ? { wanted: 'not_found', got } : { wanted: 'ok', got, told: ['ended'] };
+});
+
+const die = command('the machine dies', async (model, real) => {
+  if (model.state === 'gone') return { wanted: '', got: '' };
+  real.engine.kill(real.id);
+  await until(() => real.told.includes('ended'));
+  became(model, { state: 'gone' });
+  return { wanted: '', got: '', told: ['ended'] };
+});
+
+const pass = (seconds: number) =>
+  command(`${seconds} s pass`, async (model, { clock }) => {
+    // Deadlines are the next command's: a real one would need real time.
+    if (model.state === 'running' && clock.now + seconds * 1000 >= model.endAt)
+      return { wanted: '', got: '' };
+    clock.now += seconds * 1000;
+    return Promise.resolve({ wanted: '', got: '' });
+  });
+
+const expire = command('the deadline passes', async (model, real) => {
+  const { sandboxes, clock, id, told } = real;
+  if (model.state !== 'running') return { wanted: '', got: '' };
+  // In the past for its timer: it is due at once.
+  await sandboxes.setTimeout(TEAM, id, 0);
+  if (model.autoPause) {
+    became(model, { state: 'paused', endAt: clock.now });
+    await until(() => told.includes('paused') && sandboxes.get(TEAM, id).state === 'paused');
+    await sandboxes.close({ onStop: 'keep' }); // waits for the change to be through
+    await reopen(real);
+    return { wanted: '', got: '', told: ['paused'] };
+  }
+  became(model, { state: 'gone' });
+  await until(() => told.includes('ended'));
+  return { wanted: '', got: '', told: ['ended'] };
+});
+
+const restart = command('the service is started again', async (model, real) => {
+  await real.sandboxes.close({ onStop: 'keep' });
+  await reopen(real);
+  return { wanted: '', got: '', told: model.state === 'running' ? ['resumed'] : [] };
+});
+
+async function reopen(real: Real): Promise<void> {
+  real.sandboxes = make(real);
+  await real.sandboxes.adopt();
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  for (const deadline = Date.now() + 5_000; !condition();) {
+    if (Date.now() > deadline) throw new Error('it never came to be');
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+const COMMANDS = [
+  fc.constantFrom(pause, pauseFails, connectFails, twoAtOnce, wake, kill, die, expire, restart, pause, wake),
+  fc.integer({ min: 1, max: 900 }).map(connect),
+  fc.integer({ min: 1, max: 900 }).map(setTimeoutTo),
+  fc.integer({ min: 1, max: 600 }).map(pass),
+];
+
+it('are what the contract says of a sandbox, whatever is done to it in whatever order', async () => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.commands(COMMANDS, { maxCommands: 25 }),
+      fc.boolean(),
+      fc.boolean(),
+      async (commands, autoPause, autoResume) => {
+        const engine = new FakeEngine();
+        const store = await Store.open(':memory:');
+        const base = { engine, store, clock: { now: START }, told: [] as string[] };
+        const sandboxes = make(base);
+        const { id, endAt } = await sandboxes.create(
+          TEAM,
+          createOptions({ autoPause, autoResume, timeoutSeconds: 300 }),
+        );
+        const real: Real = { ...base, sandboxes, id };
+        const model: Model = { state: 'running', autoPause, autoResume, endAt };
+        try {
+          await fc.asyncModelRun(() => ({ model, real }), commands);
+        } finally {
+          await real.sandboxes.close({ onStop: 'kill' });
+          await store.close();
+        }
+      },
+    ),
+    { numRuns: 60 },
+  );
+}, 120_000);

@@ -11,7 +11,8 @@ import type { ExecutionRecords } from './execution-records';
 import { GatewayRefusal } from './gateway';
 import { normalizeLanguage } from './languages';
 import { PlainView } from './plain-view';
-import { contextOf, createExecution, start, within } from './submission';
+import { contextOf, createExecution, start } from './submission';
+import { within } from './waiting';
 import type { ExecutionLimits } from './submission';
 
 /** How long `/health` waits for the default kernel. */

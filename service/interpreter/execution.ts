@@ -1,5 +1,4 @@
 import { randomUUID } from 'node:crypto';
-import { setTimeout as delay } from 'node:timers/promises';
 import type { KernelMessage } from '@jupyterlab/services/lib/kernel';
 import type { OutputEvent } from '../../protocol/interpreter';
 import type { Logger } from '../log';
@@ -15,6 +14,7 @@ import { asksToExit, readUsage } from './kernel-death';
 import { splitStreamText } from './languages';
 import type { KernelError, Language } from './languages';
 import { toErrorEvent, toOutputEvent } from './outputs';
+import { within } from './waiting';
 import { PausableTimer } from './pausable-timer';
 
 /** Between `idle` and a reply that is still on its way (another channel), and the other way round. */
@@ -343,9 +343,7 @@ export class Execution implements KernelUser {
       .catch((error: unknown) =>
         this.host.logger.error({ err: error }, 'a kernel beyond its time limit could not be killed'),
       );
-    const over = new AbortController();
-    await Promise.race([this.killing, delay(KILL_DEADLINE_MS, undefined, { signal: over.signal })]);
-    over.abort();
+    await within(this.killing, KILL_DEADLINE_MS);
     this.finish({ type: 'timeout_killed' });
   }
 

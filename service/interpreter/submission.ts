@@ -4,6 +4,7 @@ import type { Contexts } from './contexts';
 import { Execution } from './execution';
 import type { ExecutionRecords } from './execution-records';
 import { checkEnv, normalizeLanguage } from './languages';
+import { within } from './waiting';
 
 /** A default language's first use waits this long for the verdict of the gateway: an unknown one is a status. */
 const VERDICT_WAIT_MS = 5_000;
@@ -85,15 +86,4 @@ function codeProblem(code: string): string | undefined {
   const surrogate = code.search(LONE_SURROGATE);
   if (surrogate === -1) return undefined;
   return `source code is not valid Unicode: lone surrogate (position ${surrogate})`;
-}
-
-/** Whether `work` succeeded in time; rejects as it does when it failed in time. It goes on either way. */
-export async function within(work: Promise<unknown>, waitMs: number): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<boolean>((resolve) => (timer = setTimeout(() => resolve(false), waitMs)));
-  try {
-    return await Promise.race([work.then(() => true), late]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

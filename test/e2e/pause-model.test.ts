@@ -1,8 +1,8 @@
 import fc from 'fast-check';
-import { runtimesUnderTest, startService } from '../started-service';
+import { runtimesUnderTest } from '../started-service';
 import type { StartedService } from '../started-service';
-import { Client } from './client';
-import { until } from './recovery-client';
+import type { Client } from './client';
+import { startAgain, until } from './recovery-client';
 
 /** What a client knows of its sandbox: whether it is there, and a variable that it counts up. */
 interface Model {
@@ -99,12 +99,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
     let client: Client;
 
     const start = async (): Promise<void> => {
-      service = await startService({
-        runtime,
-        ...(service !== undefined && { dataDir: service.dataDir }),
-        env: { CELLBOX_POOL_SIZE: '0' },
-      });
-      client = new Client(service);
+      ({ service, client } = await startAgain(runtime, service));
     };
     beforeAll(start, 240_000);
     afterAll(() => service?.stop(), 60_000);

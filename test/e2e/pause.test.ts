@@ -1,7 +1,7 @@
-import { runtimesUnderTest, startService } from '../started-service';
+import { runtimesUnderTest } from '../started-service';
 import type { StartedService } from '../started-service';
-import { Client } from './client';
-import { Executions, putFile, until } from './recovery-client';
+import type { Client } from './client';
+import { Executions, putFile, startAgain, until } from './recovery-client';
 
 const RUN_ON = 'import os, time\nwhile not os.path.exists("go"): time.sleep(0.02)\nprint("through")';
 
@@ -11,12 +11,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
     let client: Client;
 
     const start = async (): Promise<void> => {
-      service = await startService({
-        runtime,
-        ...(service !== undefined && { dataDir: service.dataDir }),
-        env: { CELLBOX_POOL_SIZE: '0' },
-      });
-      client = new Client(service);
+      ({ service, client } = await startAgain(runtime, service));
     };
     const ask = async (
       method: string,

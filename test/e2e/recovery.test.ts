@@ -1,7 +1,7 @@
-import { startService, runtimesUnderTest } from '../started-service';
+import { runtimesUnderTest } from '../started-service';
 import type { StartedService } from '../started-service';
-import { Client } from './client';
-import { Executions, putFile, until } from './recovery-client';
+import type { Client } from './client';
+import { Executions, putFile, startAgain, until } from './recovery-client';
 
 const RUN_ON = (file: string): string =>
   `import os, time\nn = 0\nwhile not os.path.exists(${JSON.stringify(file)}):\n` +
@@ -13,12 +13,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
     let client: Client;
 
     const start = async (): Promise<void> => {
-      service = await startService({
-        runtime,
-        ...(service !== undefined && { dataDir: service.dataDir }),
-        env: { CELLBOX_POOL_SIZE: '0' },
-      });
-      client = new Client(service);
+      ({ service, client } = await startAgain(runtime, service));
     };
     const restart = async (signal: NodeJS.Signals = 'SIGKILL'): Promise<void> => {
       await service.signal(signal);

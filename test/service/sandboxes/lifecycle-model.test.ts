@@ -1,14 +1,12 @@
 import fc from 'fast-check';
-import { createLogger } from '../../../service/log';
 import { ServiceError } from '../../../service/errors';
-import { Secrets } from '../../../service/secrets';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
-import { FakeEngine, FakeRuntime } from '../../fakes/fake-runtime';
+import { FakeEngine } from '../../fakes/fake-runtime';
 import { createOptions } from './create-options';
+import { sandboxesOptions } from './sandboxes-options';
 
-const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
 const START = 1_800_000_000_000;
 
 /** What a sandbox has to be, by the contract's tables alone. */
@@ -35,14 +33,8 @@ type Command = fc.AsyncCommand<Model, Real>;
 function make(real: Pick<Real, 'engine' | 'store' | 'clock' | 'told'>): Sandboxes {
   const { engine, store, clock, told } = real;
   return new Sandboxes({
-    runtime: new FakeRuntime(engine),
-    store,
-    secrets: new Secrets(Buffer.alloc(32, 7)),
-    logger: createLogger('silent'),
-    resources: RESOURCES,
-    maxSandboxes: 3,
+    ...sandboxesOptions(engine, store),
     maxTimeoutSeconds: 1_000_000,
-    startTimeoutMs: 5_000,
     metricsIntervalMs: 3_600_000,
     now: () => clock.now,
     events: {

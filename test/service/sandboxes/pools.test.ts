@@ -1,5 +1,4 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { createLogger } from '../../../service/log';
 import type { PoolSize } from '../../../service/sandboxes/pool';
 import { poolSizes } from '../../../service/sandboxes/pools';
 import type { PoolsOptions, Warmer } from '../../../service/sandboxes/pools';
@@ -9,11 +8,10 @@ import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
 import { TEMPLATES } from '../../../service/sandboxes/templates';
-import { Secrets } from '../../../service/secrets';
-import { FakeEngine, FakeRuntime, gate } from '../../fakes/fake-runtime';
+import { FakeEngine, gate } from '../../fakes/fake-runtime';
 import { createOptions } from './create-options';
+import { RESOURCES, sandboxesOptions } from './sandboxes-options';
 
-const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
 const TEMPLATE = 'cellboxcodeinterp001';
 const WAIT_MS = 10_000;
 
@@ -61,14 +59,8 @@ describe('Sandboxes with pools', () => {
     pools: Partial<PoolsOptions> = {},
   ): Sandboxes {
     return new Sandboxes({
-      runtime: new FakeRuntime(engine),
-      store,
-      secrets: new Secrets(Buffer.alloc(32, 7)),
-      logger: createLogger('silent'),
-      resources: RESOURCES,
+      ...sandboxesOptions(engine, store),
       maxSandboxes: 100,
-      maxTimeoutSeconds: 3600,
-      startTimeoutMs: 5_000,
       metricsIntervalMs: 3_600_000,
       pool: { warmer, sizes: new Map([[TEMPLATE, size]]), parallel: 4, freeMemoryMB: () => 8192, ...pools },
       events: { onReady: ({ id }) => ready.push(id) },

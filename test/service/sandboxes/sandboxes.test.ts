@@ -1,15 +1,12 @@
 import { fileSignature } from '../../../protocol/signature';
 import { ServiceError } from '../../../service/errors';
-import { createLogger } from '../../../service/log';
-import { Secrets } from '../../../service/secrets';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
 import { FakeEngine, FakeRuntime, gate } from '../../fakes/fake-runtime';
 import { createOptions } from './create-options';
-
-const RESOURCES = { cpuCount: 2, memoryMB: 2048, diskSizeMB: 10_240, pids: 1024, openFiles: 16_384 };
+import { RESOURCES, sandboxesOptions } from './sandboxes-options';
 
 /** What the listeners were told, and a way to wait for it. */
 class Told {
@@ -42,14 +39,7 @@ describe('Sandboxes', () => {
 
   function make(overrides: Partial<SandboxesOptions> = {}): Sandboxes {
     return new Sandboxes({
-      runtime: new FakeRuntime(engine),
-      store,
-      secrets: new Secrets(Buffer.alloc(32, 7)),
-      logger: createLogger('silent'),
-      resources: RESOURCES,
-      maxSandboxes: 3,
-      maxTimeoutSeconds: 3600,
-      startTimeoutMs: 5_000,
+      ...sandboxesOptions(engine, store),
       events: {
         onReady: (sandbox) => told.add(`ready ${sandbox.id}`),
         onAdopted: (sandbox) => told.add(`adopted ${sandbox.id}`),

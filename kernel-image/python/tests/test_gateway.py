@@ -23,6 +23,12 @@ def started_with(kernel, names=ENV):
     return cwd, env
 
 
+def test_the_application_starts_without_a_grammar_that_nobody_asks_for():
+    script = "import sys; from cellbox_kernel.gateway import _import_application as load; load(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert {"jsonschema._format", "lark"} & set(loaded.stdout.split()) == {"jsonschema._format"}
+
+
 def test_every_route_wants_the_token(gateway):
     for method, path in [("GET", "/api/kernels"), ("POST", "/api/kernels"), ("GET", "/api"), ("GET", "/api/sessions")]:
         assert gateway.request(method, path, token="wrong")[0] == 401

@@ -7,8 +7,10 @@ import { readMetadata } from '../xattr';
 import type { DiskPath, Metadata } from '../xattr';
 import { callerSpelling } from './disk-path';
 import { readFileState } from './file-state';
+import type { FileState } from './file-state';
 import { readOwners } from './owners';
 import type { Owners } from './owners';
+import { WithoutMetadata } from './without-metadata';
 
 const { S_IFMT, S_IFREG, S_IFDIR, S_IFLNK, S_IFBLK, S_IFCHR, S_IFIFO, S_IFSOCK } = fs.constants;
 /** All other kinds are told as unspecified. */
@@ -16,6 +18,8 @@ const TYPES: ReadonlyMap<number, FileType> = new Map([
   [S_IFREG, FileType.FILE],
   [S_IFDIR, FileType.DIRECTORY],
 ]);
+
+const withoutMetadata = new WithoutMetadata();
 
 /** What callers are told about one file, before it is put in a message. */
 export interface FileEntry {
@@ -83,8 +87,13 @@ export function describe(
     modifiedNanos: own.modifiedNanos,
     symlinkTarget: isLink ? linkTarget(view, apiPath, diskPath) : undefined,
     // Nothing else can carry attributes that users set.
-    metadata: type === FileType.UNSPECIFIED ? {} : readMetadata(diskPath),
+    metadata: metadataOf(type, isLink, own, diskPath),
   };
+}
+
+function metadataOf(type: FileType, isLink: boolean, own: FileState, diskPath: DiskPath): Metadata {
+  if (type === FileType.UNSPECIFIED) return {};
+  return isLink ? readMetadata(diskPath) : withoutMetadata.metadataOf(own, diskPath);
 }
 
 /** The mode of what a link leads to, with its kind; 0 when it leads nowhere. */

@@ -30,6 +30,9 @@ describe('readFileState', () => {
         size: Number(expected.size),
         modifiedSeconds: expect.any(Number) as number,
         modifiedNanos: expect.any(Number) as number,
+        changedMs: expect.closeTo(Number(expected.ctimeNs) / 1e6, 3) as number,
+        device: expect.any(Number) as number,
+        inode: Number(expected.ino),
       });
       expect(BigInt(state.modifiedSeconds) * 1_000_000_000n + BigInt(state.modifiedNanos)).toBe(
         expected.mtimeNs,

@@ -44,8 +44,13 @@ export async function measureBurst(service: MeasuredService, options: BurstOptio
     const usage = await service.usage();
     burst.claimed = (await poolOf(service)).claimed_total - before.claimed_total;
     const answers = await Promise.allSettled(sandboxes.map((sandbox) => sandbox.runCode('1+1')));
-    const wrong = answers.filter((each) => each.status === 'rejected' || each.value.text !== '2');
-    if (wrong.length > 0) burst.errors.push(`${wrong.length} sandboxes did not answer a first 1+1`);
+    const wrong = answers.flatMap((each) => {
+      if (each.status === 'rejected') return [String(each.reason)];
+      return each.value.text === '2' ? [] : [JSON.stringify(each.value.error ?? each.value.text)];
+    });
+    if (wrong.length > 0) {
+      burst.errors.push(`${wrong.length} sandboxes did not answer a first 1+1, one of them: ${wrong[0]}`);
+    }
     return section(options, burst, usage);
   } finally {
     await setPool(service, 0);

@@ -140,11 +140,14 @@ async function run(config: Config): Promise<void> {
         warm: (machine) => interpreter.warm(machineOf(machine)),
         isWarm: (id) => interpreter.isWarm(id),
         drop: (id) => interpreter.drop(id),
+        get underWay() {
+          return interpreter.kernelsUnderWay;
+        },
       },
     },
     events: {
       onCreate: (outcome) => metrics.createEnded(outcome),
-      onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
+      onReady: (sandbox) => interpreter.prepare(machineOf(sandbox), sandbox.gatewayWaits),
       onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
       onPaused: (id) => {
         edge.drop(id);

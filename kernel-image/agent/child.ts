@@ -32,6 +32,7 @@ export class Child {
   }
 
   start(): void {
+    if (this.stopping !== undefined) return;
     const startedAt = performance.now();
     let ended = false;
     const onEnd = (what: string) => {

@@ -65,6 +65,7 @@ async function main(): Promise<void> {
   const target = (port: number): DialTarget => {
     if (port === AGENT_PORT) return { accept: (stream) => app.emit('connection', stream) };
     if (port !== GATEWAY_PORT) return { port };
+    if (gateway === undefined) tell({ type: 'gateway-wanted' });
     const { port: real = fixedPort, connections } = gateway ?? {};
     if (real === undefined) return undefined;
     if (connections === undefined) return { port: real };

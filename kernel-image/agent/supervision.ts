@@ -31,4 +31,6 @@ export type ToSupervisor =
   | { type: 'contact'; connected: boolean }
   /** The agent started a process; told before anybody else hears of it. `startTime` as /proc has it. */
   | { type: 'process'; pid: number; startTime?: string | undefined; tag?: string | undefined }
-  | { type: 'process-ended'; pid: number };
+  | { type: 'process-ended'; pid: number }
+  /** Somebody wants the gateway. */
+  | { type: 'gateway-wanted' };

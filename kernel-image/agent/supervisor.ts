@@ -10,9 +10,10 @@ import type { AgentState } from './state';
 import type { EndedProcess, GatewayPlace, ToAgent, ToSupervisor } from './supervision';
 
 /**
- * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once, starts either again when
- * it dies, remembers for the agent what `/init` said, and ends everything when asked (SIGTERM) or when the deadline has
- * passed and no service is left to see to it. It stays small: it is in every sandbox.
+ * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once (with
+ * `CELLBOX_GATEWAY_WAITS=1` the gateway when it is first wanted), starts either again when it dies, remembers for the
+ * agent what `/init` said, and ends everything when asked (SIGTERM) or when the deadline has passed and no service is
+ * left to see to it. It stays small: it is in every sandbox.
  */
 
 const DEFAULT_GRACE_MS = 60_000;
@@ -62,6 +63,9 @@ function main(): void {
         break;
       case 'process-ended':
         processes.delete(message.pid);
+        break;
+      case 'gateway-wanted':
+        startGateway();
     }
   };
   // Pid 1 adopts whatever loses its parent; the local runtime's init says that it does.
@@ -107,6 +111,12 @@ function main(): void {
     },
   );
 
+  let isGatewayStarted = false;
+  function startGateway(): void {
+    if (!isGatewayStarted) gateway.start();
+    isGatewayStarted = true;
+  }
+
   async function stop(): Promise<void> {
     deadMan.close();
     await Promise.all([agent.stop(), gateway.stop()]);
@@ -119,7 +129,7 @@ function main(): void {
   process.stdout.on('error', () => {});
   process.stderr.on('error', () => {});
   agent.start();
-  gateway.start();
+  if (env['CELLBOX_GATEWAY_WAITS'] !== '1') startGateway();
 }
 
 function readMs(env: NodeJS.ProcessEnv, name: string): number | undefined {

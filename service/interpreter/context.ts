@@ -15,6 +15,9 @@ import { findLanguage } from './languages';
 import type { Language } from './languages';
 import { needsNewProcess } from './start-environment';
 
+/** Decides when a kernel may start. Whoever wants it meanwhile waits, too. */
+export type Turn = <T>(start: () => Promise<T>) => Promise<T>;
+
 const GATEWAY_RETRY_MS = 100;
 /** How often in a row a kernel may end before it answered, until we stop trying for this caller. */
 const MAX_STARTS = 3;
@@ -162,9 +165,9 @@ export class Context implements ExecutionHost {
     return client;
   }
 
-  connect(): Promise<KernelClient> {
+  connect(when: Turn = (start) => start()): Promise<KernelClient> {
     const start = () => traced('kernel.start', { 'cellbox.context.id': this.id }, () => this.start());
-    return this.connecting ?? this.begin(start());
+    return this.connecting ?? this.begin(when(start));
   }
 
   /** Resolves when the next execution would run at once, at its full speed; rejects when the kernel did not come up. */

@@ -4,7 +4,7 @@ import type { Context as ContextListing } from '../../protocol/interpreter';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { Context } from './context';
-import type { OnKernelDeath } from './context';
+import type { OnKernelDeath, Turn } from './context';
 import { tellLost } from './endings';
 import { Execution } from './execution';
 import type { ExecutionRecord } from './execution-record';
@@ -69,8 +69,8 @@ export class Contexts {
     return this.adopting;
   }
 
-  /** A fresh machine: lists the defaults, and starts the first one's kernel in the background. */
-  prepare(): void {
+  /** A fresh machine: lists the defaults, and starts the first one's kernel in the background, when it is its turn. */
+  prepare(turn?: Turn): void {
     const later = [...this.contexts.values()];
     this.contexts.clear();
     for (const language of DEFAULT_LANGUAGES) {
@@ -78,7 +78,7 @@ export class Contexts {
       this.add(existing ?? this.make(language, this.options.home, true, { id: this.firstId(language) }));
     }
     for (const context of later) this.add(context);
-    this.defaultContext.connect().catch((error: unknown) => {
+    this.defaultContext.connect(turn).catch((error: unknown) => {
       if (!this.closed) this.logger.warn({ err: error }, 'the default kernel did not start');
     });
   }

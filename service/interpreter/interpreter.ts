@@ -4,9 +4,10 @@ import os from 'node:os';
 import path from 'node:path';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { Turns } from '../turns';
 import { answer } from './app';
 import type { AppOptions } from './app';
-import type { OnKernelDeath } from './context';
+import type { OnKernelDeath, Turn } from './context';
 import { Contexts } from './contexts';
 import type { Machine } from './contexts';
 import { sendError } from './error-response';
@@ -24,6 +25,9 @@ export type { Machine } from './contexts';
 
 const KEEPALIVE_MS = 5_000;
 const RESTORED_AT_ONCE = 8;
+/** Many times what a gateway and a kernel need that have a processor each. */
+const LONGEST_TURN_MS = 15_000;
+const NEVER = new AbortController().signal;
 const HOME = '/home/user';
 
 export interface InterpreterOptions {
@@ -91,6 +95,8 @@ export class Interpreter {
   private readonly settings: ExecutionSettings;
   private readonly appOptions: AppOptions;
   private readonly options: Required<Pick<InterpreterOptions, 'home'>> & InterpreterOptions;
+  private readonly turns = new Turns(os.availableParallelism());
+  private readonly turn: Turn = (start) => this.turns.run(NEVER, LONGEST_TURN_MS, start);
   private closed = false;
 
   constructor(options: InterpreterOptions) {
@@ -175,11 +181,13 @@ export class Interpreter {
   /**
    * A fresh machine: its default contexts are listed from now on, and Python's kernel starts in the background. One
    * that was made ready ahead of time gets its environment, before anything that is asked of it from now on.
+   *
+   * @param inTurn its gateway waits, and so does the kernel, for those of other machines.
    */
-  prepare(machine: Machine): void {
+  prepare(machine: Machine, inTurn = false): void {
     if (this.closed) return;
     const known = this.residents.get(machine.id);
-    if (known === undefined) this.resident(machine).contexts.prepare();
+    if (known === undefined) this.resident(machine).contexts.prepare(inTurn ? this.turn : undefined);
     else if (known.isUnclaimed) {
       known.isUnclaimed = false;
       known.contexts.claim(machine.env);
@@ -196,6 +204,11 @@ export class Interpreter {
     resident.isUnclaimed = true;
     resident.contexts.prepare();
     await resident.contexts.whenWarm();
+  }
+
+  /** Kernels of fresh machines that start, or wait for their turn to. */
+  get kernelsUnderWay(): number {
+    return this.turns.length;
   }
 
   /** Whether the default kernel can be used at once. */

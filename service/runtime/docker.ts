@@ -540,6 +540,7 @@ class DockerRuntime implements Runtime {
       CELLBOX_TUNNEL: `unix:${TUNNEL_DIR_INSIDE}/${SOCKET_NAME}`,
       CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
       CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
+      ...(spec.gatewayWaits === true ? { CELLBOX_GATEWAY_WAITS: '1' } : {}),
       CELLBOX_LISTEN_LOOPBACK: '1',
       ...(this.options.deadmanGraceMs === undefined
         ? {}

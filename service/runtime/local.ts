@@ -454,6 +454,7 @@ class LocalRuntime implements Runtime {
       CELLBOX_TUNNEL: `unix:${socket}`,
       CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
       CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
+      ...(spec.gatewayWaits === true ? { CELLBOX_GATEWAY_WAITS: '1' } : {}),
       CELLBOX_GATEWAY_PORT: '0',
       CELLBOX_PYTHON: path.join(venv, 'bin', 'python'),
       CELLBOX_HOME: isolated ? INSIDE.home : own('workspace'),

@@ -31,6 +31,8 @@ export interface InstanceSpec {
   labels: Record<string, string>;
   /** Secret that the agent asks of callers (`X-Access-Token`); undefined leaves the agent open. */
   accessToken?: string;
+  /** The kernel gateway starts when it is first dialled, and not at once: others are starting that come first. */
+  gatewayWaits?: boolean;
   /** When the instance ends by itself if no service has been in contact since (milliseconds since the epoch). */
   deadlineAt: number;
 }

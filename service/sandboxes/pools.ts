@@ -19,6 +19,8 @@ export interface Warmer {
   isWarm(id: string): boolean;
   /** It ends, unclaimed. */
   drop(id: string): void;
+  /** Kernels that somebody waits for, of machines that did not come from a pool. */
+  readonly underWay: number;
 }
 
 export interface PoolsOptions {
@@ -157,7 +159,7 @@ export class Pools {
         if (!warmer.isWarm(instance.id)) throw new ServiceError('unavailable', 'Its kernel does not answer');
       },
       end: (instance) => this.end(instance),
-      isBusy: () => this.underWay() + this.options.coldStarts() >= this.parallel,
+      isBusy: () => this.underWay() + this.options.coldStarts() + warmer.underWay >= this.parallel,
       changed: () => this.wake(),
       room: () => this.options.room() - this.held(),
       isMemoryShort: () => (this.options.freeMemoryMB ?? freeMemoryMB)() < ENOUGH_MEMORY_MB,

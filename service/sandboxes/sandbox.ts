@@ -58,6 +58,8 @@ export function resourcesOf({ cpuCount, memoryMB, diskSizeMB, pids, openFiles }:
 /** A sandbox together with the live machine behind it: all that the edge and the interpreter need. */
 export interface RunningSandbox extends Sandbox {
   readonly instance: Instance;
+  /** See `InstanceSpec.gatewayWaits`. Of a sandbox that has just been started. */
+  readonly gatewayWaits?: boolean;
 }
 
 const ID_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789';

@@ -1,3 +1,4 @@
+import os from 'node:os';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
@@ -12,12 +13,15 @@ import { newSandboxId, ownEnv, resourcesOf, withTokens } from './sandbox';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import type { Store, StoredSandbox } from './store';
 import type { Template } from './templates';
+import { Turns } from '../turns';
 import { deadline, giveUp } from './waiting';
 
 /** How long a machine from a pool may take to hear whose it is; then another one is tried. */
 const CLAIM_TIMEOUT_MS = 5_000;
 /** How many machines of a pool may fail to be claimed before a create goes without them. */
 const MAX_CLAIMS = 3;
+/** Fresh machines that start at a time, per processor: half of a start is waiting for the engine. */
+const STARTS_PER_PROCESSOR = 2;
 
 export interface StarterOptions {
   runtime: Runtime;
@@ -53,6 +57,9 @@ export class SandboxStarter {
   private cold = 0;
   /** Claims under way; none of them rejects. */
   private readonly claims = new Set<Promise<void>>();
+
+  private readonly processors = os.availableParallelism();
+  private readonly turns = new Turns(STARTS_PER_PROCESSOR * this.processors);
 
   constructor(private readonly options: StarterOptions) {}
 
@@ -145,16 +152,19 @@ export class SandboxStarter {
     let machine: Promise<Instance> | undefined;
     let sandbox: RunningSandbox;
     try {
-      signal.throwIfAborted();
-      const planned = { ...withTokens(row, secrets), state: 'running' } as const;
-      machine = runtime.start(specOf(planned), signal);
-      const instance = await giveUp(machine, signal);
-      signal.throwIfAborted();
-      const upAt = this.options.now();
-      const times = { startedAt: upAt, runStartedAt: upAt, endAt: upAt + options.timeoutSeconds * 1000 };
-      await store.updateSandbox(row.id, { state: 'running', ...times });
-      signal.throwIfAborted();
-      sandbox = { ...planned, ...times, instance };
+      sandbox = await this.turns.run(signal, startTimeoutMs, async () => {
+        signal.throwIfAborted();
+        const planned = { ...withTokens(row, secrets), state: 'running' } as const;
+        const crowd = this.turns.length > this.processors ? { gatewayWaits: true } : {};
+        machine = runtime.start({ ...specOf(planned), ...crowd }, signal);
+        const instance = await giveUp(machine, signal);
+        signal.throwIfAborted();
+        const upAt = this.options.now();
+        const times = { startedAt: upAt, runStartedAt: upAt, endAt: upAt + options.timeoutSeconds * 1000 };
+        await store.updateSandbox(row.id, { state: 'running', ...times });
+        signal.throwIfAborted();
+        return { ...planned, ...times, instance, ...crowd };
+      });
     } catch (error) {
       // Needless where the runtime has cleaned up; it may also have given up too late, or still be at it.
       stopper.stop(row.id);

@@ -2,6 +2,7 @@ import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs/promises';
 import path from 'node:path';
+import { freePort } from '../../bench/child';
 import { GATEWAY_PORT } from '../../protocol/routing';
 import { Backoff } from '../../kernel-image/agent/backoff';
 import { readGatewayCommand } from '../../kernel-image/agent/gateway-process';
@@ -92,6 +93,24 @@ describe('the supervisor', () => {
     });
     expect(env['PATH']?.startsWith('/opt/cellbox/venv/bin:')).toBe(true);
   });
+
+  it.each([
+    ['its own', () => Promise.resolve(0)],
+    ['that is given', freePort],
+  ])(
+    'starts a gateway that is to wait when it is first wanted, and once, at a port %s',
+    async (_whose, port) => {
+      const waits = { CELLBOX_GATEWAY_PORT: String(await port()), CELLBOX_GATEWAY_WAITS: '1' };
+      await machine.start('supervisor', { ...gatewayEnv, ...waits });
+      expect((await machine.request('GET', '/health')).status).toBe(204);
+      const children = `/proc/${machine.process?.pid}/task/${machine.process?.pid}/children`;
+      expect((await fs.readFile(children, 'utf8')).trim()).toBe(String(await agentPid()));
+
+      const { pid } = await gateway();
+      expect((await gateway()).pid).toBe(pid);
+      expect((await fs.readFile(children, 'utf8')).trim().split(' ')).toHaveLength(2);
+    },
+  );
 
   it('brings a killed agent back within a second, with its token, and leaves the gateway alone', async () => {
     await machine.start('supervisor', gatewayEnv);

@@ -52,7 +52,7 @@ const CONTRACT = `
   .filter((row) => row !== '');
 
 const TEMPLATE = 'cellboxcodeinterp001';
-const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined };
+const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined, underWay: 0 };
 
 let metrics: ServiceMetrics;
 let harness: ExecutionsHarness;

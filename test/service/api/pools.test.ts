@@ -2,7 +2,7 @@ import type { PoolInfo } from '../../../protocol/native';
 import { ApiHarness } from './api-harness';
 
 const ID = 'cellboxcodeinterp001';
-const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined };
+const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined, underWay: 0 };
 
 let api: ApiHarness;
 beforeEach(async () => {

@@ -1,3 +1,4 @@
+import os from 'node:os';
 import { Fixture, newInterpreter } from './interpreter-fixture';
 
 let fixture: Fixture;
@@ -12,6 +13,30 @@ describe('prepare', () => {
     await fixture.gateway.until(() => fixture.gateway.kernels.size > 0);
     await fixture.request('GET', '/health');
     expect([...fixture.gateway.kernels.values()].map(({ name }) => name)).toEqual(['python3']);
+  });
+
+  it('starts kernels that are to wait in turns, one for each processor', async () => {
+    const { interpreter, gateway } = fixture;
+    const atATime = os.availableParallelism();
+    let open: () => void = () => undefined;
+    gateway.gate = new Promise((resolve) => (open = resolve));
+    const asked = (): number => gateway.rest('POST', /kernels$/).length;
+    for (let index = 0; index <= atATime; index++) interpreter.prepare(gateway.machine(), true);
+    interpreter.prepare(fixture.machine); // in nobody's turn
+    await gateway.until(() => asked() === atATime + 1);
+    expect(interpreter.kernelsUnderWay).toBe(atATime + 1);
+
+    open();
+    await gateway.until(() => gateway.kernels.size === atATime + 2);
+    expect(asked()).toBe(atATime + 2);
+  });
+
+  it('runs what is asked of a kernel that waits when it has had its turn', async () => {
+    fixture.interpreter.prepare(fixture.machine, true);
+    expect(await fixture.run({ code: 'x' })).toContainEqual(
+      expect.objectContaining({ type: 'end_of_execution' }),
+    );
+    expect(fixture.gateway.rest('POST', /kernels$/)).toHaveLength(1);
   });
 
   it('does nothing the second time', async () => {

@@ -31,7 +31,7 @@ beforeEach(async () => {
     startTimeoutMs: 5_000,
     events: { onCreate: (outcome) => outcomes.push(outcome) },
     pool: {
-      warmer: { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined },
+      warmer: { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined, underWay: 0 },
       sizes: new Map([[TEMPLATE, { min: 0, target: 1, max: 1 }]]),
       freeMemoryMB: () => 8192,
     },

@@ -33,6 +33,8 @@ class FakeWarmer implements Warmer {
   drop(id: string): void {
     this.dropped.push(id);
   }
+
+  underWay = 0;
 }
 
 const options = (overrides: Partial<CreateOptions> = {}): CreateOptions =>

@@ -1,3 +1,4 @@
+import os from 'node:os';
 import { fileSignature } from '../../../protocol/signature';
 import { ServiceError } from '../../../service/errors';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
@@ -153,6 +154,32 @@ describe('Sandboxes', () => {
       const [first] = await Promise.all(creating);
       await sandboxes.kill(TEAM, first?.id ?? '');
       await sandboxes.create(TEAM, createOptions());
+    });
+
+    it('lets few machines start at a time, and their gateways wait where many are on their way', async () => {
+      sandboxes = make({ maxSandboxes: 1_000 });
+      const atATime = 2 * os.availableParallelism();
+      const slow = gate();
+      const full = gate();
+      let starting = 0;
+      let most = 0;
+      engine.beforeStart = async () => {
+        most = Math.max(most, ++starting);
+        if (starting === atATime) full.open();
+        await slow.opened;
+        starting--;
+      };
+      const creating = Array.from({ length: 3 * atATime }, () => sandboxes.create(TEAM, createOptions()));
+      await full.opened;
+      slow.open();
+      const created = await Promise.all(creating);
+      expect(most).toBe(atATime);
+      const waits = created.map(({ id }) => engine.machine(id).spec.gatewayWaits === true);
+      expect(waits[0]).toBe(false);
+      expect(waits.slice(atATime, 2 * atATime)).not.toContain(false);
+
+      const { id } = await sandboxes.create(TEAM, createOptions());
+      expect(engine.machine(id).spec.gatewayWaits).toBeUndefined();
     });
 
     it.each([

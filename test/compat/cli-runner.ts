@@ -67,10 +67,12 @@ export class Cli {
     terminal.onData((data) => (shown += data));
     terminal.onExit(() => (ended = true));
     try {
-      await until(`a prompt in:\n${shown}`, () => ended || prompt.test(shown), DEADLINE_MS);
+      await until('a prompt', () => ended || prompt.test(shown), DEADLINE_MS);
       terminal.write(typed);
-      await until(`the end of:\n${shown}`, () => ended, DEADLINE_MS);
+      await until('the end of the terminal', () => ended, DEADLINE_MS);
       return shown;
+    } catch (cause) {
+      throw new Error(`e2b ${args.join(' ')} showed:\n${shown}`, { cause });
     } finally {
       if (!ended) terminal.kill('SIGKILL');
     }

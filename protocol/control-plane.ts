@@ -35,10 +35,11 @@ const NetworkEgress = z.object({
   dnsServers: optional(z.array(z.string())),
 });
 
-/** Network options; others than these and those of egress are recognised to be refused, too. */
 const NetworkConfig = NetworkEgress.extend({
   allowPublicTraffic: optional(z.boolean()),
+  /** What programs are told for the host; `${PORT}` in it stands for the port. */
   maskRequestHost: optional(z.string()),
+  /** Ports whose programs speak TLS. */
   httpsPorts: optional(z.array(z.int())),
 });
 
@@ -118,11 +119,13 @@ export const SandboxDetail = ListedSandbox.extend({
   envdAccessToken: z.string().optional(),
   allowInternetAccess: z.boolean(),
   domain: z.string(),
-  /** The lists as they were given; absent when empty. */
+  /** As it was given; what was left out, or empty, is absent. */
   network: z.object({
     allowPublicTraffic: z.boolean(),
     allowOut: z.array(z.string()).optional(),
     denyOut: z.array(z.string()).optional(),
+    maskRequestHost: z.string().optional(),
+    httpsPorts: z.array(z.int()).optional(),
   }),
   lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
   /** What a paused one has kept: all. */

@@ -2,7 +2,7 @@
 
 /**
  * Makes what suites with real kernels need, once: the local runtime's Python environment, the kernel images when an
- * engine answers, and environments with the official Python SDKs. What is there already is reused. Writes
+ * engine answers, environments with the official Python SDKs, and the official CLI. What is there already is reused. Writes
  * `.cellbox/test/prepared.json`.
  */
 const { spawnSync } = require('node:child_process');
@@ -42,6 +42,29 @@ function prepareSdk(generation, basePython) {
   return python;
 }
 
+/** The official CLI: one file that needs nothing else, so that it is unpacked and not installed. */
+const CLI = {
+  version: '2.19.0',
+  sha512: '/v9xE+0NSVBM/xghJX7MoEK3hrAQgcnllw8tv5pDhvZ8rT9x6b+SD66yBLAh/9u+xBikhpJnsPt89HjFAhzroA==',
+};
+
+function prepareCli() {
+  const dir = path.join(home, `e2b-cli-${CLI.version}`);
+  const program = path.join(dir, 'package', 'dist', 'index.js');
+  if (!fs.existsSync(path.join(dir, '.complete'))) {
+    say(`Fetching the official CLI ${CLI.version} …`);
+    fs.rmSync(dir, { recursive: true, force: true });
+    fs.mkdirSync(dir);
+    run('npm', ['pack', '--silent', '--pack-destination', dir, `@e2b/cli@${CLI.version}`]);
+    const archive = path.join(dir, `e2b-cli-${CLI.version}.tgz`);
+    const hash = crypto.createHash('sha512').update(fs.readFileSync(archive)).digest('base64');
+    if (hash !== CLI.sha512) throw new Error(`${archive} is not the CLI that was published: ${hash}`);
+    run('tar', ['-xzf', archive, '-C', dir]);
+    fs.writeFileSync(path.join(dir, '.complete'), '');
+  }
+  return program;
+}
+
 async function main() {
   fs.mkdirSync(home, { recursive: true });
   const settings = loadConfig(process.env, []);
@@ -61,7 +84,7 @@ async function main() {
   );
   if (basePython === undefined) throw new Error('no Python >= 3.11 with venv was found');
   const sdkPython = { a: prepareSdk('a', basePython), b: prepareSdk('b', basePython) };
-  const prepared = { python, pythonDir: home, images, sdkPython };
+  const prepared = { python, pythonDir: home, images, sdkPython, cli: prepareCli() };
   fs.writeFileSync(path.join(home, 'prepared.json'), JSON.stringify(prepared, null, 2));
   say(JSON.stringify(prepared));
 }

@@ -17,6 +17,8 @@ export interface Prepared {
   images: { slim?: string; full?: string };
   /** Interpreters that have the official Python SDKs, by generation. */
   sdkPython: { a: string; b: string };
+  /** The program of the official CLI, for Node. */
+  cli: string;
 }
 
 export function prepared(): Prepared {

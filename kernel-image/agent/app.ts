@@ -51,7 +51,7 @@ type Route = (
 ) => void | Promise<void>;
 
 /** Exact paths: a prefix `/files` would also catch the file system's RPCs. */
-const ROUTES: Record<string, Record<string, Route>> = {
+export const ROUTES: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
   '/health': {
     GET: (_context, _request, response) => {
       response.writeHead(204, { 'Cache-Control': 'no-store' }).end();

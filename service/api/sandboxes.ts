@@ -32,6 +32,7 @@ import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';
+import { ingressOf } from './ingress';
 import {
   badSandboxId,
   parseBody,
@@ -254,10 +255,11 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
   refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
-  const { allowPublicTraffic, allowOut, denyOut, ...later } = body.network ?? {};
+  const { allowPublicTraffic, allowOut, denyOut, maskRequestHost, httpsPorts, ...later } = body.network ?? {};
   for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), `network.${name}`);
   const allowInternetAccess = body.allow_internet_access;
   const egress = egressOf({ allowOut, denyOut, allowInternetAccess }, 'network.');
+  const ingress = ingressOf({ maskRequestHost, httpsPorts });
 
   const metadata = body.metadata ?? {};
   const env = body.envVars ?? {};
@@ -278,6 +280,7 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     env,
     secure: body.secure ?? false,
     allowPublicTraffic: allowPublicTraffic ?? true,
+    ...ingress,
     ...egress,
     autoPause,
     autoResume,
@@ -416,6 +419,8 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
       allowPublicTraffic: sandbox.allowPublicTraffic,
       ...(sandbox.allowOut.length > 0 && { allowOut: [...sandbox.allowOut] }),
       ...(sandbox.denyOut.length > 0 && { denyOut: [...sandbox.denyOut] }),
+      ...(sandbox.maskRequestHost !== undefined && { maskRequestHost: sandbox.maskRequestHost }),
+      ...(sandbox.httpsPorts !== undefined && { httpsPorts: [...sandbox.httpsPorts] }),
     },
     lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
     ...(sandbox.state === 'paused' && { pauseMode: 'full' }),

@@ -17,6 +17,7 @@ import { REQUEST_ID_HEADER } from '../observability/request-observer';
 import type { RequestKind, RequestObserver } from '../observability/request-observer';
 import { currentScope } from '../observability/scope';
 import type { Instance } from '../runtime/runtime';
+import { maskedHost } from '../sandboxes/ingress';
 import type { RunningSandbox, Sandbox } from '../sandboxes/sandbox';
 import { sameSecret } from '../secrets';
 import { AgentConnections } from './agent-connections';
@@ -25,6 +26,7 @@ import { dialPatiently } from './dial';
 import { sendError } from './error-response';
 import type { EdgeError } from './error-response';
 import { pairs } from './headers';
+import { NoTlsError, speakTls } from './inner-tls';
 import { exchange, hasBody, reset, responseOn } from './proxy';
 
 /** What the interpreter is given of a sandbox: enough to reach its kernels, nothing of its record. */
@@ -296,11 +298,19 @@ export class Edge {
     else socket.once('close', untrack);
     res.once('close', () => aborter.abort());
 
+    const masked =
+      port === AGENT_PORT || sandbox.maskRequestHost === undefined
+        ? undefined
+        : maskedHost(sandbox.maskRequestHost, port);
     let upstream: Socket | AgentConnection;
     try {
-      upstream = await this.connect(sandbox.instance, port, aborter.signal);
+      upstream = await this.connect(sandbox, port, masked ?? req.headers.host, aborter.signal);
     } catch (error) {
       if (aborter.signal.aborted) return;
+      if (error instanceof NoTlsError) {
+        sendError(req, res, { type: 'no-tls', port });
+        return;
+      }
       const { code } = ServiceError.from(error);
       this.options.logger.debug(
         { sandboxId: id, port, code, err: error },
@@ -324,6 +334,7 @@ export class Edge {
       res,
       upstream,
       upgrade,
+      maskedHost: masked,
       // The agent's answers are ours in a way; those of other programs are passed on as they are.
       extraHeaders: port === AGENT_PORT ? requestIdHeader() : [],
       onBroken: () => reset(socket),
@@ -331,13 +342,17 @@ export class Edge {
     });
   }
 
-  /** Rejects as `dialPatiently` does. */
+  /** Rejects as `dialPatiently` and `speakTls` do. `host` is what the program is going to be told. */
   private async connect(
-    instance: Instance,
+    { instance, httpsPorts }: RunningSandbox,
     port: number,
+    host: string | undefined,
     signal: AbortSignal,
   ): Promise<Socket | AgentConnection> {
-    if (port !== AGENT_PORT) return dialPatiently(instance, port, signal);
+    if (port !== AGENT_PORT) {
+      const plain = await dialPatiently(instance, port, signal);
+      return httpsPorts?.includes(port) ? speakTls(plain, host, signal) : plain;
+    }
     const idle = this.agents.take(instance);
     if (idle !== undefined) return idle;
     const socket = await dialPatiently(instance, port, signal);

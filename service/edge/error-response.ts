@@ -12,6 +12,7 @@ export type EdgeError =
   | { type: 'reserved-path'; path: string }
   | { type: 'wrong-signature' }
   | { type: 'bad-request'; message: string }
+  | { type: 'no-tls'; port: number }
   | { type: 'bad-answer'; port: number };
 
 interface Rendered {
@@ -75,6 +76,11 @@ export function renderError(error: EdgeError): Rendered {
       return { status: 401, body: { code: 401, message: 'invalid signature' } };
     case 'bad-request':
       return { status: 400, body: error.message };
+    case 'no-tls':
+      return {
+        status: 500,
+        body: `Port ${error.port} of the sandbox is one of its httpsPorts, but does not speak TLS`,
+      };
     case 'bad-answer':
       return { status: 500, body: `Port ${error.port} of the sandbox did not answer in valid HTTP` };
   }

@@ -22,6 +22,8 @@ export interface RequestHeaderOptions {
   connection: 'close' | 'keep-alive' | { upgrade: string };
   /** How the body is framed towards the sandbox. */
   body: 'none' | 'length' | 'chunked';
+  /** Stands in for the client's `Host`, which is told as `X-Forwarded-Host`. */
+  maskedHost?: string | undefined;
   /** Sends `Content-Length: 0`, which a method that usually has a body needs when it has none. */
   emptyBody: boolean;
 }
@@ -35,7 +37,8 @@ export function requestHeaders(raw: RawHeaders, options: RequestHeaderOptions): 
     raw,
     (name) => isForwardingClaim(name) || name === 'expect' || name === 'http2-settings',
   );
-  const { connection } = options;
+  const { connection, maskedHost } = options;
+  if (maskedHost !== undefined) mask(headers, maskedHost);
   if (typeof connection === 'string') headers.push('Connection', connection);
   else headers.push('Connection', 'Upgrade', 'Upgrade', connection.upgrade);
   if (options.body === 'chunked') {
@@ -59,11 +62,12 @@ export function upgradeResponseHead(status: string, raw: RawHeaders): string {
   return `${text}\r\n`;
 }
 
-/** Trailers, less those that would change how the message before them is read. */
+/** Trailers, less those that would change how the message before them is read, or by whom it came. */
 export function trailers(raw: RawHeaders): [string, string][] {
-  return [...pairs(raw)].filter(
-    ([name]) => !HOP_BY_HOP.has(name.toLowerCase()) && !NEVER_NOMINATED.has(name.toLowerCase()),
-  );
+  return [...pairs(raw)].filter(([name]) => {
+    const lower = name.toLowerCase();
+    return !HOP_BY_HOP.has(lower) && !NEVER_NOMINATED.has(lower) && !isForwardingClaim(lower);
+  });
 }
 
 /** All values of one header. */
@@ -89,6 +93,17 @@ function endToEnd(raw: RawHeaders, alsoDrop: (name: string) => boolean): string[
   return kept;
 }
 
+/** Every claim about forwarding is gone by now, so the one that stands here is ours. */
+function mask(headers: string[], maskedHost: string): void {
+  const at = headers.findIndex((name, index) => index % 2 === 0 && name.toLowerCase() === 'host');
+  if (at === -1) {
+    headers.unshift('Host', maskedHost);
+    return;
+  }
+  const [, original = ''] = headers.splice(at, 2, 'Host', maskedHost);
+  headers.push('X-Forwarded-Host', original);
+}
+
 function pick(raw: RawHeaders, wanted: string): string[] {
   return values(raw, wanted).flatMap((value) => [
     wanted.replace(/^./, (first) => first.toUpperCase()),
@@ -96,6 +111,7 @@ function pick(raw: RawHeaders, wanted: string): string[] {
   ]);
 }
 
+/** Also in the spelling that many servers can't tell from it once headers have become variables. */
 function isForwardingClaim(name: string): boolean {
-  return name === 'forwarded' || name.startsWith('x-forwarded-');
+  return name === 'forwarded' || /^x[-_]forwarded[-_]/.test(name);
 }

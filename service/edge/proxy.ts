@@ -28,6 +28,8 @@ export interface Exchange {
   upstream: net.Socket | AgentConnection;
   /** For a request to change protocols: the client's raw socket and what it already sent behind its request. */
   upgrade?: { value: string; socket: Duplex; head: Buffer };
+  /** What the program is told for the host, where that is not what the client asked for. */
+  maskedHost?: string | undefined;
   /** Names and values by turns, for the end of the answer's head. */
   extraHeaders?: readonly string[];
   /** The sandbox closed or reset before or within its answer. */
@@ -43,10 +45,10 @@ export interface Exchange {
  * (`onBroken`). There is no time limit: a silent exchange is the user's to end.
  */
 export function exchange(options: Exchange): void {
-  const { req, res, upstream, upgrade } = options;
+  const { req, res, upstream, upgrade, maskedHost } = options;
   let outgoing: ClientRequest;
   try {
-    outgoing = startRequest(req, upstream, upgrade?.value);
+    outgoing = startRequest(req, upstream, { upgrade: upgrade?.value, maskedHost });
   } catch {
     // Node refuses to send something that its own parser let in. Not known to happen; there is no better answer.
     upstream.destroy();
@@ -157,7 +159,7 @@ export function responseOn(req: IncomingMessage, socket: Duplex): ServerResponse
 function startRequest(
   req: IncomingMessage,
   upstream: net.Socket | AgentConnection,
-  upgrade: string | undefined,
+  { upgrade, maskedHost }: { upgrade: string | undefined; maskedHost: string | undefined },
 ): ClientRequest {
   const isKept = upstream instanceof AgentConnection;
   if (!isKept) upstream.setNoDelay(true);
@@ -166,6 +168,7 @@ function startRequest(
     path: originForm(req.url ?? '/'),
     headers: requestHeaders(req.rawHeaders, {
       connection: upgrade !== undefined ? { upgrade } : isKept ? 'keep-alive' : 'close',
+      maskedHost,
       body: isChunked(req) ? 'chunked' : hasBody(req) ? 'length' : 'none',
       emptyBody:
         !hasBody(req) && req.headers['content-length'] === undefined && !BODILESS.has(req.method ?? ''),

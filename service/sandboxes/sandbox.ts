@@ -1,11 +1,12 @@
 import crypto from 'node:crypto';
 import type { Instance, Resources } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
+import type { Ingress } from './ingress';
 import type { Egress } from './network';
 import type { StoredSandbox } from './store';
 
 /** What a caller asked for when creating a sandbox, after validation and defaults. */
-export interface CreateOptions extends Egress {
+export interface CreateOptions extends Egress, Ingress {
   /** Template id, name or alias as the caller spelt it. */
   template: string;
   /** Seconds until the deadline, counted from the moment the machine is up. */
@@ -25,7 +26,7 @@ export interface CreateOptions extends Egress {
 }
 
 /** One sandbox as the store and the API know it. Times are milliseconds since the epoch. */
-export interface Sandbox extends Egress {
+export interface Sandbox extends Egress, Ingress {
   readonly id: string;
   readonly teamId: string;
   readonly templateId: string;

@@ -201,6 +201,8 @@ export class SandboxStarter {
       allowOut: options.allowOut,
       denyOut: options.denyOut,
       allowPublicTraffic: options.allowPublicTraffic,
+      maskRequestHost: options.maskRequestHost,
+      httpsPorts: options.httpsPorts,
       secure: options.secure,
     };
   }

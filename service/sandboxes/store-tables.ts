@@ -43,6 +43,8 @@ export interface Tables {
     allow_out: string;
     deny_out: string;
     allow_public_traffic: number;
+    mask_request_host: string | null;
+    https_ports: string;
     secure: number;
   };
   idempotency_keys: {
@@ -148,6 +150,15 @@ export const MIGRATIONS: Record<string, Migration> = {
           .addColumn(column, 'text', (each) => each.notNull().defaultTo('[]'))
           .execute();
       }
+    },
+  },
+  '0009-ingress': {
+    async up(db) {
+      const table = () => db.schema.alterTable('sandboxes');
+      await table().addColumn('mask_request_host', 'text').execute();
+      await table()
+        .addColumn('https_ports', 'text', (each) => each.notNull().defaultTo('[]'))
+        .execute();
     },
   },
 };

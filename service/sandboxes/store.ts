@@ -177,12 +177,15 @@ function toRow(sandbox: StoredSandbox, serviceId: string): Tables['sandboxes'] {
     allow_out: JSON.stringify(sandbox.allowOut),
     deny_out: JSON.stringify(sandbox.denyOut),
     allow_public_traffic: Number(sandbox.allowPublicTraffic),
+    mask_request_host: sandbox.maskRequestHost ?? null,
+    https_ports: JSON.stringify(sandbox.httpsPorts ?? []),
     secure: Number(sandbox.secure),
   };
 }
 
 // Number(): PostgreSQL's driver tells a bigint as text. The JSON was written by toRow.
 function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
+  const httpsPorts = JSON.parse(row.https_ports) as number[];
   return {
     id: row.id,
     teamId: row.team_id,
@@ -202,6 +205,8 @@ function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
     allowOut: JSON.parse(row.allow_out) as StoredSandbox['allowOut'],
     denyOut: JSON.parse(row.deny_out) as StoredSandbox['denyOut'],
     allowPublicTraffic: row.allow_public_traffic === 1,
+    ...(row.mask_request_host !== null && { maskRequestHost: row.mask_request_host }),
+    ...(httpsPorts.length > 0 && { httpsPorts }),
     secure: row.secure === 1,
   };
 }

@@ -17,21 +17,25 @@ describe.each([
 
   afterEach(() => api.close());
 
-  it('passes: test_lists.py', async () => {
-    const child = spawn(
-      prepared().sdkPython[generation],
-      ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_lists.py'],
-      {
-        cwd: path.join(__dirname, 'python'),
-        env: cleanEnv({ E2B_API_URL: api.url, E2B_API_KEY: KEY, PYTHONDONTWRITEBYTECODE: '1' }),
-        stdio: ['ignore', 'pipe', 'pipe'],
-        timeout: 120_000,
-      },
-    );
-    let report = '';
-    for (const stream of [child.stdout, child.stderr])
-      stream.on('data', (chunk) => (report += String(chunk)));
-    const [code] = (await once(child, 'close')) as [number | null];
-    if (code !== 0) throw new Error(report);
-  }, 130_000);
+  it.each(['test_lists.py', 'test_later.py'])(
+    'passes: %s',
+    async (file) => {
+      const child = spawn(
+        prepared().sdkPython[generation],
+        ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', file],
+        {
+          cwd: path.join(__dirname, 'python'),
+          env: cleanEnv({ E2B_API_URL: api.url, E2B_API_KEY: KEY, PYTHONDONTWRITEBYTECODE: '1' }),
+          stdio: ['ignore', 'pipe', 'pipe'],
+          timeout: 120_000,
+        },
+      );
+      let report = '';
+      for (const stream of [child.stdout, child.stderr])
+        stream.on('data', (chunk) => (report += String(chunk)));
+      const [code] = (await once(child, 'close')) as [number | null];
+      if (code !== 0) throw new Error(report);
+    },
+    130_000,
+  );
 });

@@ -76,6 +76,11 @@ describeWithJsSdks('files', ({ sdk, runtime }) => {
       );
     });
 
+    it('hold no token of an MCP gateway, as there is none', async () => {
+      const refusal = runtime === 'docker' ? sdk.FileNotFoundError : sdk.AuthenticationError;
+      await expect(sandbox.getMcpToken()).rejects.toBeInstanceOf(refusal);
+    });
+
     it('stay usable after a reader leaves in the middle', async () => {
       await sandbox.files.write('large', 'x'.repeat(5_000_000));
       const stream = await sandbox.files.read('large', { format: 'stream' });

@@ -43,9 +43,10 @@ describe('bad input to the control plane', () => {
     ['a feature that comes later', '{"templateID": "base", "mcp": {}}', 501],
     [
       'a network setting that comes later',
-      '{"templateID": "base", "network": {"maskRequestHost": "x"}}',
+      '{"templateID": "base", "network": {"egressProxy": {"address": "a:1"}}}',
       501,
     ],
+    ['no host', '{"templateID": "base", "network": {"maskRequestHost": "a\\r\\nb: c"}}', 400],
     ['no address', '{"templateID": "base", "network": {"denyOut": ["1.1.1"]}}', 400],
     [
       'rules that local processes can not have',

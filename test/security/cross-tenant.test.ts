@@ -1,9 +1,12 @@
 import fs from 'node:fs';
 import path from 'node:path';
+import { ROUTES as AGENT_ROUTES } from '../../kernel-image/agent/app';
+import type { OpenApiDocument } from '../../protocol/openapi';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
 import { AGENT_PORT, GATEWAY_PORT, INTERPRETER_PORT } from '../../protocol/routing';
 import { fileSignature } from '../../protocol/signature';
+import { ServiceMetrics } from '../../service/observability/metrics';
 import { Client } from '../e2e/client';
 import { ApiHarness } from '../service/api/api-harness';
 import { startService } from '../started-service';
@@ -29,16 +32,37 @@ interface Tokens {
 
 /** Every route that the API has, asked of the very thing that serves them, so that none can be forgotten here. */
 async function routesOfApi(): Promise<Route[]> {
-  const api = await ApiHarness.open();
+  const metrics = new ServiceMetrics('1.2.3');
+  const api = await ApiHarness.open({ metrics });
   const { stack } = api.app.router as unknown as {
-    stack: Array<{ route?: { path: string; methods: Record<string, boolean> } }>;
+    stack: Array<{
+      handle: { stack?: unknown };
+      route?: { path: string; methods: Record<string, boolean> };
+    }>;
   };
   await api.close();
+  metrics.close();
+  if (stack.some(({ handle, route }) => route === undefined && handle.stack !== undefined)) {
+    throw new Error('a router within the router has routes that are not seen here');
+  }
   return stack.flatMap(({ route }) => {
     if (route === undefined || route.methods['connect'] === true) return []; // those are for all methods, and answer 405
     return Object.keys(route.methods).map((method) => ({ method: method.toUpperCase(), path: route.path }));
   });
 }
+
+/** The same as a running service describes itself, for what only that has. */
+async function describedRoutes(service: StartedService): Promise<Route[]> {
+  const { paths } = (await (await fetch(`${service.url}/docs/openapi.json`)).json()) as OpenApiDocument;
+  return Object.entries(paths).flatMap(([path, methods]) =>
+    Object.keys(methods).map((method) => ({
+      method: method.toUpperCase(),
+      path: path.replace(/\{(\w+)\}/g, ':$1'),
+    })),
+  );
+}
+
+const nameOf = ({ method, path }: Route): string => `${method} ${path}`;
 
 /** Bodies that would be obeyed, were the caller the owner: a 400 would prove nothing. */
 const BODIES: Record<string, unknown> = {
@@ -193,11 +217,16 @@ describe('another team, with a key of its own,', () => {
     expect(await stateOfVictim()).toEqual(before);
   });
 
+  it('is tried on every route that there is, served and described alike', async () => {
+    const described = await describedRoutes(service);
+    expect(described.map(nameOf).sort()).toEqual(routes.map(nameOf).sort());
+  });
+
   it('is told of no sandbox, execution or context of others by any route, and changes nothing', async () => {
     const wrong: string[] = [];
     expect(routes.length).toBeGreaterThan(70);
     for (const route of routes) {
-      const name = `${route.method} ${route.path}`;
+      const name = nameOf(route);
       if (CREATES.has(name)) continue;
       const answer = await ask(strangerKey, route);
       const text = await answer.text();
@@ -238,7 +267,7 @@ describe('another team, with a key of its own,', () => {
     const open = new Set(['GET /health', 'GET /docs', 'GET /docs/openapi.json']);
     const wrong: string[] = [];
     for (const route of routes) {
-      const name = `${route.method} ${route.path}`;
+      const name = nameOf(route);
       if (open.has(name)) continue;
       for (const key of ['', `e2b_${'0'.repeat(40)}`]) {
         const { status } = await ask(key, route);
@@ -333,6 +362,25 @@ describe('another team, with a key of its own,', () => {
       });
       expect(answer.status).toBe(status);
       expect(await answer.text()).not.toContain(TAG);
+    });
+
+    it("gets 401 from every route of the agent but those that are everybody's or nobody's", async () => {
+      const statuses: Record<string, number> = {};
+      for (const [path, methods] of Object.entries(AGENT_ROUTES)) {
+        for (const method of Object.keys(methods)) {
+          const answer = await owner.port(victim.sandboxId, AGENT_PORT, path, {
+            method,
+            headers: headers(),
+            ...(method === 'POST' && { body: '{}' }),
+          });
+          statuses[`${method} ${path}`] = answer.status;
+          await answer.text();
+        }
+      }
+      const { 'GET /health': health, 'POST /init': init, ...others } = statuses;
+      expect([health, init]).toEqual([204, 404]);
+      expect(Object.keys(others).length).toBeGreaterThan(4);
+      expect(new Set(Object.values(others))).toEqual(new Set([401]));
     });
 
     it('gets 401 from every procedure of the agent', async () => {

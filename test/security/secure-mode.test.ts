@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import net from 'node:net';
+import { ROUTES as AGENT_ROUTES } from '../../kernel-image/agent/app';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
 import { AGENT_PORT, GATEWAY_PORT, INTERPRETER_PORT } from '../../protocol/routing';
@@ -175,11 +176,15 @@ print(server.server_port)`),
 
     describe('its agent', () => {
       const ROUTES: ReadonlyArray<readonly [method: string, path: string, type?: string]> = [
-        ['GET', '/envs'],
-        ['GET', '/metrics'],
-        ['GET', `/files?path=${encodeURIComponent(FILE)}`],
-        ['POST', `/files?path=${encodeURIComponent(FILE)}`],
-        ['POST', '/files/compose'],
+        // All that it has, but for what is everybody's and what is nobody's.
+        ...Object.entries(AGENT_ROUTES)
+          .filter(([path]) => path !== '/health' && path !== '/init')
+          .flatMap(([path, methods]) =>
+            Object.keys(methods).map(
+              (method) =>
+                [method, path === '/files' ? `/files?path=${encodeURIComponent(FILE)}` : path] as const,
+            ),
+          ),
         ...[Process, Filesystem].flatMap(({ typeName, methods }) =>
           methods.map(
             ({ name, methodKind }) =>

@@ -1,5 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
+import * as newest from '@e2b/code-interpreter';
+import * as older from 'code-interpreter-a';
 import { settingsTable } from '../../service/config';
 
 const ROOT = path.join(__dirname, '..', '..');
@@ -19,6 +21,22 @@ function cellsOf(table: string): string[][] {
         .map((cell) => cell.trim().replace(/^-+$/, '---')),
     );
 }
+
+/** Names of the methods of a class, or of an instance, inherited ones included. */
+function methodsOf(subject: object): string[] {
+  const names: string[] = [];
+  for (let at: object | null = subject; at !== null; at = Object.getPrototypeOf(at) as object | null) {
+    if (at === Object.prototype || at === Function.prototype) break;
+    for (const [name, { value }] of Object.entries(Object.getOwnPropertyDescriptors(at))) {
+      if (typeof value === 'function') names.push(name);
+    }
+  }
+  return names;
+}
+
+/** In the SDKs' classes, but not for users. */
+const INTERNAL =
+  /^(constructor|createSandbox|forkSandbox|connectSandbox|resolveOpts|resolveApiOpts|fileUrl|handleRequestError|getJupyterRequestUrl|checkHealth|start)$/;
 
 describe('README', () => {
   it('shows every setting as the service has it', () => {
@@ -56,6 +74,21 @@ describe('docs/COMPATIBILITY.md', () => {
     expect(files.filter((file) => !fs.existsSync(path.join(ROOT, file)))).toEqual([]);
   });
 
+  it.each<[string, typeof newest]>([
+    ['newest', newest],
+    // The older package's classes have the same methods; only private members make the types differ.
+    ['2.45 era', older as unknown as typeof newest],
+  ])('has every method of the JavaScript SDK, %s', (_generation, { Sandbox, Secret, Template, Volume }) => {
+    // Protected, as users go by `create`; no request is made.
+    const construct = Sandbox as unknown as new (options: object) => newest.Sandbox;
+    const sandbox = new construct({ sandboxId: 'isb', envdVersion: '0.6.13', apiKey: 'e2b_00' });
+    const classes: object[] = [Sandbox, Secret, Template, Volume, Volume.prototype];
+    const names = [...classes, sandbox, sandbox.files, sandbox.commands, sandbox.pty].flatMap(methodsOf);
+    expect(names.length).toBeGreaterThan(60);
+    const missing = names.filter((name) => !INTERNAL.test(name) && !page.includes(`${name}(`));
+    expect(missing).toEqual([]);
+  });
+
   it('names the versions of the SDKs that the tests use', () => {
     const { devDependencies } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8')) as {
       devDependencies: Record<string, string>;
@@ -68,6 +101,8 @@ describe('docs/COMPATIBILITY.md', () => {
       const pins = fs.readFileSync(file, 'utf8').matchAll(/^e2b\S*==(\S+)$/gm);
       return [...pins].map((match) => match[1] ?? '');
     });
-    expect([...npm, ...pypi].filter((version) => !page.includes(` ${version}`))).toEqual([]);
+    const prepare = fs.readFileSync(path.join(ROOT, 'test', 'prepare.js'), 'utf8');
+    const cli = /CLI = \{\s+version: '([^']+)'/.exec(prepare)?.[1] ?? 'absent';
+    expect([...npm, ...pypi, cli].filter((version) => !page.includes(` ${version}`))).toEqual([]);
   });
 });

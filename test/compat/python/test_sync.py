@@ -3,9 +3,11 @@
 import json
 import threading
 import time
+import uuid
+from importlib.metadata import version
 
 import pytest
-from e2b_code_interpreter import NotFoundException, Sandbox, TimeoutException
+from e2b_code_interpreter import NotFoundException, Sandbox, SandboxException, TimeoutException
 
 from programs import ANALYSIS, CSV, TOTALS
 
@@ -127,4 +129,14 @@ def test_list_connect_and_info():
     assert [each.sandbox_id for each in page.next_items()] == [box.sandbox_id]
     box.run_code("kept = 41")
     assert Sandbox.connect(box.sandbox_id).run_code("kept + 1").text == "42"
+    box.kill()
+
+
+@pytest.mark.skipif(version("e2b").startswith("2.45"), reason="this generation has no such option")
+def test_repeats_a_create_with_its_key():
+    key = str(uuid.uuid4())
+    box = Sandbox.create(timeout=60, idempotency_key=key)
+    assert Sandbox.create(timeout=60, idempotency_key=key).sandbox_id == box.sandbox_id
+    with pytest.raises(SandboxException, match="409"):
+        Sandbox.create(timeout=61, idempotency_key=key)
     box.kill()

@@ -145,6 +145,19 @@ describe('control plane', () => {
       ],
       [{ templateID: 'base', network: { allowOut: ['a.example'] } }, 'needs 0.0.0.0/0 in denyOut'],
       [{ templateID: 'base', network: { denyOut: Array(257).fill('1.1.1.1') } }, 'more than 256 entries'],
+      [
+        { templateID: 'base', network: { maskRequestHost: 'a b' } },
+        'network.maskRequestHost: "a b" is neither',
+      ],
+      [
+        { templateID: 'base', network: { maskRequestHost: 'a\r\nb: c' } },
+        'network.maskRequestHost: "a\\r\\nb',
+      ],
+      [{ templateID: 'base', network: { maskRequestHost: 7 } }, 'network.maskRequestHost'],
+      [{ templateID: 'base', network: { httpsPorts: [0] } }, 'network.httpsPorts: 0 is not a port'],
+      [{ templateID: 'base', network: { httpsPorts: [443.5] } }, 'network.httpsPorts'],
+      [{ templateID: 'base', network: { httpsPorts: [49983] } }, 'network.httpsPorts: 49983 is not for'],
+      [{ templateID: 'base', network: { httpsPorts: Array(257).fill(1) } }, 'more than 256 entries'],
       [{ templateID: 'base', autoResume: true }, 'autoResume'],
       [{ templateID: 'base', autoPauseMemory: false }, 'autoPauseMemory'],
       [
@@ -178,9 +191,7 @@ describe('control plane', () => {
       [{ autoPause: true, autoPauseMemory: false }, 'autoPauseMemory: false (a pause that keeps only files)'],
       [{ network: { allowOut: ['*.a.example'], denyOut: ['0.0.0.0/0'] } }, 'network.allowOut with domains'],
       [{ network: { egressProxy: { address: 'a:1' } } }, 'network.egressProxy'],
-      [{ network: { maskRequestHost: 'x' } }, 'network.maskRequestHost'],
       [{ network: { rules: { 'a.example': [] } } }, 'network.rules'],
-      [{ network: { httpsPorts: [443] } }, 'network.httpsPorts'],
       [{ network: { dnsServers: ['1.1.1.1'] } }, 'network.dnsServers'],
     ])('does not accept %j in silence', async (fields, name) => {
       const answer = await api.ask('POST', '/v2/sandboxes', { body: { templateID: 'base', ...fields } });
@@ -399,6 +410,20 @@ describe('control plane', () => {
       const answer = await api.ask('POST', path.replace('ID', id), { body });
       expect(answer.body).toEqual({ code: 400, message: expect.stringContaining(name) });
       expect(answer.status).toBe(400);
+    });
+
+    it('tells how it is reached as it was given, also when its way out is replaced', async () => {
+      const network = { maskRequestHost: 'localhost:${PORT}', httpsPorts: [443, 8443] };
+      const id = await api.create({ network });
+      const told = async () =>
+        ((await api.ask('GET', `/sandboxes/${id}`)).body as { network: unknown }).network;
+      expect(await told()).toEqual({ allowPublicTraffic: true, ...network });
+      expect((await api.ask('PUT', `/sandboxes/${id}/network`, { body: {} })).status).toBe(204);
+      expect(await told()).toEqual({ allowPublicTraffic: true, ...network });
+      const plain = await api.create({ network: { maskRequestHost: '', httpsPorts: [] } });
+      const { body } = await api.ask('GET', `/sandboxes/${plain}`);
+      expect(body).toMatchObject({ network: { allowPublicTraffic: true } });
+      expect((body as { network: object }).network).not.toHaveProperty('maskRequestHost');
     });
 
     it('tells its network as it was given, and replaces all of it', async () => {

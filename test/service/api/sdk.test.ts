@@ -36,6 +36,15 @@ describe.each<[string, typeof newest]>([
     await expect(Sandbox.connect(sandbox.sandboxId, connection)).rejects.toBeInstanceOf(SandboxNotFoundError);
   });
 
+  it('works by the options of a client of its own, without the environment', async () => {
+    const client = new sdk.E2B(connection);
+    const sandbox = await client.Sandbox.create();
+    expect((await client.Sandbox.list().nextItems()).map((each) => each.sandboxId)).toEqual([
+      sandbox.sandboxId,
+    ]);
+    expect(await sandbox.kill()).toBe(true);
+  });
+
   it('is told everything about a sandbox, as it is', async () => {
     const before = Date.now();
     const sandbox = await Sandbox.create('code-interpreter-v1', {

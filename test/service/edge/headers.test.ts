@@ -58,6 +58,16 @@ describe('requestHeaders', () => {
     expect(requestHeaders(['Trailer', 'X-Sum'], plain)).toEqual(['Connection', 'close']);
   });
 
+  it('puts the masked host first, and tells the one that it stands in for', () => {
+    const masked = { ...plain, maskedHost: 'localhost:80' };
+    expect(requestHeaders(['A', '1', 'host', 'a.example', 'X_Forwarded_Host', 'evil'], masked)).toEqual([
+      ...['A', '1', 'Host', 'localhost:80', 'X-Forwarded-Host', 'a.example', 'Connection', 'close'],
+    ]);
+    expect(requestHeaders(['A', 'Host'], masked)).toEqual([
+      ...['Host', 'localhost:80', 'A', 'Host', 'Connection', 'close'],
+    ]);
+  });
+
   it('states the length of a missing body, and asks for an upgrade', () => {
     expect(requestHeaders([], { ...plain, emptyBody: true })).toEqual([
       'Connection',
@@ -87,9 +97,19 @@ describe('answers', () => {
     );
   });
 
-  it('lose trailers that would change how the message is framed', () => {
-    expect(trailers(['X-Sum', '1', 'Content-Length', '9', 'Transfer-Encoding', 'x', 'Host', 'h'])).toEqual([
-      ['X-Sum', '1'],
-    ]);
+  it('lose trailers that would change how the message is framed, or by whom it came', () => {
+    const raw = [
+      'X-Sum',
+      '1',
+      'Content-Length',
+      '9',
+      'Transfer-Encoding',
+      'x',
+      'Host',
+      'h',
+      'Forwarded',
+      'f',
+    ];
+    expect(trailers(raw)).toEqual([['X-Sum', '1']]);
   });
 });

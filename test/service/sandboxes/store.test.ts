@@ -111,6 +111,8 @@ function runStoreSuite(place: Place): void {
       allowInternetAccess: false,
       allowOut: ['1.1.1.1', '10.0.0.0/8'],
       denyOut: ['0.0.0.0/0'],
+      maskRequestHost: 'localhost:${PORT}',
+      httpsPorts: [443, 8443],
     });
     await store.addSandbox(sandbox());
     await store.addSandbox(unusual);

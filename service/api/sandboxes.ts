@@ -26,9 +26,10 @@ import type {
   SandboxMetric,
 } from '../../protocol/control-plane';
 import { ServiceError } from '../errors';
+import type { ListFilter } from '../sandboxes/list-filter';
 import type { MetricSample } from '../sandboxes/metrics-history';
 import type { CreateOptions, Sandbox } from '../sandboxes/sandbox';
-import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
+import type { Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';

@@ -89,20 +89,20 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
           ? parseBody(ConnectSandbox, req.body)
           : parseOptionalBody(ConnectSandboxV2, req.body);
       const id = sandboxIdOf(req);
-      refuseWhen(body.memory === false, 'memory: false (a cold boot)');
       markNotRepeatable(res);
       const timeoutSeconds = body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v2;
-      const { sandbox, resumed } = await sandboxes.connect(teamOf(res), id, { timeoutSeconds });
+      const reboot = body.memory === false;
+      const { sandbox, resumed } = await sandboxes.connect(teamOf(res), id, { timeoutSeconds, reboot });
       res.status(resumed ? 201 : 200).json(answer(sandbox, domain));
     };
 
   const resume: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(ResumeSandbox, req.body);
-    refuseWhen(body.memory === false, 'memory: false (a cold boot)');
     markNotRepeatable(res);
     const { sandbox } = await sandboxes.connect(teamOf(res), sandboxIdOf(req), {
       timeoutSeconds: body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v1,
       mustBePaused: true,
+      reboot: body.memory === false,
       ...(body.autoPause !== undefined && { autoPause: body.autoPause }),
     });
     res.status(201).json(answer(sandbox, domain));
@@ -110,9 +110,8 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
 
   const pause: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(SandboxPause, req.body);
-    refuseWhen(body.memory === false, 'memory: false (a pause that keeps only files)');
     refuseWhen(body.requireHealthyGuest === true, 'requireHealthyGuest');
-    await sandboxes.pause(teamOf(res), sandboxIdOf(req));
+    await sandboxes.pause(teamOf(res), sandboxIdOf(req), body.memory === false ? 'filesystem' : 'full');
     res.status(204).end();
   };
 
@@ -254,7 +253,6 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(body.mcp !== undefined, 'mcp');
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
-  refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
   const { allowPublicTraffic, allowOut, denyOut, ...later } = body.network ?? {};
   for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), `network.${name}`);
   const allowInternetAccess = body.allow_internet_access;
@@ -281,6 +279,7 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     allowPublicTraffic: allowPublicTraffic ?? true,
     ...egress,
     autoPause,
+    autoPauseMode: body.autoPauseMemory === false ? 'filesystem' : 'full',
     autoResume,
     ...(key !== undefined && { idempotencyKey: key }),
   };
@@ -402,6 +401,7 @@ function listed(sandbox: Sandbox): ListedSandbox {
     diskSizeMB: sandbox.resources.diskSizeMB,
     metadata: sandbox.metadata,
     state: sandbox.state,
+    ...(sandbox.pauseMode !== undefined && { pauseMode: sandbox.pauseMode }),
     envdVersion: ENVD_VERSION,
     volumeMounts: [],
   };
@@ -419,6 +419,5 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
       ...(sandbox.denyOut.length > 0 && { denyOut: [...sandbox.denyOut] }),
     },
     lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
-    ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };
 }

@@ -1,5 +1,5 @@
 import { ServiceError } from '../errors';
-import { phaseAfter, shownAs } from './lifecycle';
+import { keptIn, phaseAfter, shownAs } from './lifecycle';
 import type { Change, Phase } from './lifecycle';
 import type { RunningSandbox } from './sandbox';
 
@@ -10,7 +10,10 @@ export interface Entry {
   phase: Phase;
   /** The listeners have heard of it: not so for one that was taken over while paused. */
   announced: boolean;
-  /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
+  /**
+   * A pause or resume under way, or a change of its network while it is paused; settles without rejecting. Whoever starts
+   * the next one awaits it first.
+   */
   transition: Promise<void> | undefined;
   /** The last change of its network; never rejects. The next one comes after it. */
   networkTurn: Promise<void>;
@@ -25,6 +28,19 @@ export function newEntry(sandbox: RunningSandbox, phase: Phase, announced: boole
 export function step(entry: Entry, change: Change): void {
   entry.phase = phaseAfter(entry.phase, change);
   entry.sandbox.state = shownAs(entry.phase) ?? entry.sandbox.state;
+  entry.sandbox.pauseMode = keptIn(entry.phase);
+}
+
+/** Runs one change of a sandbox that does not run, or will not; the next one waits for it. */
+export function inTurn(entry: Entry, work: () => Promise<void>): Promise<void> {
+  const result = work();
+  const transition = result
+    .catch(() => undefined) // the caller hears of it
+    .then(() => {
+      if (entry.transition === transition) entry.transition = undefined;
+    });
+  entry.transition = transition;
+  return result;
 }
 
 /** The sandbox, when it can be used. */

@@ -1,6 +1,6 @@
 import type { Logger } from '../log';
 import type { Runtime } from '../runtime/runtime';
-import { gone, isOver } from './entry';
+import { gone, inTurn, isOver } from './entry';
 import type { Entry } from './entry';
 import { accessOf } from './network';
 import type { Egress } from './network';
@@ -22,9 +22,16 @@ const NETWORK_TIMEOUT_MS = 30_000;
 export class NetworkChanges {
   constructor(private readonly options: NetworkChangesOptions) {}
 
-  /** Resolves when it holds, also for connections that stand. A change that fails is taken back. */
+  /**
+   * Resolves when it holds, also for connections that stand; of a paused sandbox, when it holds before anything runs there.
+   * A pause or resume under way is waited for. A change that fails is taken back.
+   */
   async make(entry: Entry, egress: Egress): Promise<void> {
-    const change = entry.networkTurn.then(() => this.change(entry, egress));
+    while (entry.phase !== 'running' && entry.transition !== undefined) await entry.transition;
+    if (isOver(entry)) throw gone(entry.sandbox.id);
+    const work = () => this.change(entry, egress);
+    if (entry.phase !== 'running') return inTurn(entry, work); // a resume comes after it
+    const change = entry.networkTurn.then(work);
     entry.networkTurn = change.catch(() => undefined); // the caller hears of it
     await change;
   }

@@ -1,5 +1,6 @@
 import type { ErrorCode } from '../errors';
 import type { Logger } from '../log';
+import type { PauseMode } from './lifecycle';
 import type { RunningSandbox } from './sandbox';
 
 /**
@@ -16,10 +17,15 @@ export interface SandboxEvents {
    * the moment since when it was (milliseconds since the epoch).
    */
   onAdopted?(sandbox: RunningSandbox, pausedAt: number | undefined): void;
-  /** About to be frozen: its connections are to be dropped, its memory stays. */
-  onPaused?(sandboxId: string): void;
+  /**
+   * About to be paused: its connections are to be dropped. `full`: its memory stays; `filesystem`: all that runs in it is
+   * over. The latter is told again when an earlier service has done that, or when a pause gives up the memory it had.
+   */
+  onPaused?(sandboxId: string, keeps: PauseMode): void;
   /** Thawed, with the kernels it had. */
   onResumed?(sandbox: RunningSandbox): void;
+  /** Runs anew over its files, and its kernels are new. */
+  onBooted?(sandbox: RunningSandbox): void;
   /** Gone for good, told once. */
   onEnded?(sandboxId: string): void;
 }

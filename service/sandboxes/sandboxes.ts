@@ -16,6 +16,7 @@ import { ending, gone, newEntry, running, step } from './entry';
 import type { Entry } from './entry';
 import { matches } from './list-filter';
 import type { ListFilter } from './list-filter';
+import type { PauseMode } from './lifecycle';
 import { MachineStopper } from './machine-stopper';
 import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
@@ -400,9 +401,9 @@ export class Sandboxes {
 
   // --- the way out ----------------------------------------------------------------------------------------------
 
-  /** Replaces what a running sandbox may reach; resolves when it holds, also for connections that stand. */
+  /** Replaces what a sandbox may reach, running or paused; see `NetworkChanges.make`. */
   async setNetwork(teamId: string, id: string, egress: Egress): Promise<void> {
-    const entry = this.runningEntry(teamId, id);
+    const entry = this.entry(teamId, id, 'failed_precondition');
     this.checkNetwork(egress);
     await this.networkChanges.make(entry, egress);
   }
@@ -431,12 +432,12 @@ export class Sandboxes {
     // Whatever changes its state meanwhile gives it a deadline, or takes it away.
     if (entry?.phase !== 'running') return;
     const work = entry.sandbox.autoPause
-      ? this.pauses.pause(entry, 'deadline')
+      ? this.pauses.pause(entry, entry.sandbox.autoPauseMode, 'deadline')
       : this.endNow(entry, { reason: 'deadline' });
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
       if (this.live.get(id) === entry && entry.phase === 'running') {
-        // It could not be frozen: its time is up all the same.
+        // It could not be paused: its time is up all the same.
         return this.endNow(entry, { reason: 'deadline' }).catch(() => undefined); // logged where the machine is stopped
       }
       return undefined;
@@ -445,9 +446,9 @@ export class Sandboxes {
 
   // --- pausing and coming back ----------------------------------------------------------------------------------
 
-  /** Freezes memory and processors. A paused sandbox has no deadline. */
-  async pause(teamId: string, id: string): Promise<void> {
-    await this.pauses.pause(this.entry(teamId, id), 'request');
+  /** Freezes memory and processors, or ends all that runs and keeps the files. A paused sandbox has no deadline. */
+  async pause(teamId: string, id: string, mode: PauseMode = 'full'): Promise<void> {
+    await this.pauses.pause(this.entry(teamId, id), mode, 'request');
   }
 
   /**
@@ -516,10 +517,12 @@ export class Sandboxes {
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
   async adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
-      const { state } = sandbox;
+      const { id, state, pauseMode } = sandbox;
       const announced = state === 'running';
-      this.take(newEntry(sandbox, state, announced));
+      const isHalted = pauseMode === 'filesystem';
+      this.take(newEntry(sandbox, isHalted ? 'halted' : state, announced));
       this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
+      if (isHalted) this.announcer.tell('onPaused', (events) => events.onPaused?.(id, 'filesystem'));
       if (!announced) return;
       this.metrics.start(sandbox);
       this.announcer.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
@@ -595,7 +598,7 @@ export class Sandboxes {
   /** For what only makes sense on a running sandbox: a paused one is not found there, a changing one is a conflict. */
   private runningEntry(teamId: string, id: string): Entry {
     const entry = this.entry(teamId, id, 'failed_precondition');
-    if (entry.phase === 'pausing' || entry.phase === 'resuming') {
+    if (entry.phase !== 'running' && entry.transition !== undefined) {
       throw new ServiceError('failed_precondition', `Sandbox "${id}" is changing its state`);
     }
     if (entry.phase !== 'running') throw gone(id);

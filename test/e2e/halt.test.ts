@@ -50,7 +50,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
           "['text', 'text']",
         );
         expect(await client.text(id, '"kept" in globals()')).toBe('False');
-        expect(await client.text(id, '__import__("os").environ["COLOUR"]')).toBe("'blue'");
+        expect(await client.text(id, '__import__("os").environ["COLOUR"]')).toBe('blue');
         expect((await client.execute(id, { code: '1', context_id: context })).status).toBe(404);
 
         await client.text(id, 'kept = 43');
@@ -78,7 +78,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
           expect(body).toMatchObject([{ sandboxID: id, pauseMode: 'filesystem' }]);
           await connect(id);
           expect((await putFile(client, id, 'more', 'x', token)).status).toBe(200);
-          expect(await client.text(id, 'open("here").read() + open("more").read()')).toBe("'textx'");
+          expect(await client.text(id, 'open("here").read() + open("more").read()')).toBe('textx');
           await client.kill(id);
         },
         180_000,
@@ -90,7 +90,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
         await service.signal('SIGKILL');
         await start();
         expect((await ask('DELETE', `/sandboxes/${id}`)).status).toBe(204);
-        expect((await ask('GET', '/v2/sandboxes')).body).toEqual([]);
+        expect((await ask('GET', `/sandboxes/${id}`)).status).toBe(404);
       }, 120_000);
 
       it('is what its deadline makes of it where that was asked for, and traffic starts it', async () => {
@@ -104,7 +104,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
         const woken = await client.create({ autoResume: { enabled: true } });
         await client.text(woken, 'open("here", "w").write("text")');
         await pause(woken);
-        expect(await client.text(woken, 'open("here").read()')).toBe("'text'");
+        expect(await client.text(woken, 'open("here").read()')).toBe('text');
         await client.kill(woken);
       }, 180_000);
     },

@@ -110,6 +110,8 @@ export const ListedSandbox = z.object({
   diskSizeMB: Count,
   metadata: StringMap,
   state: SandboxState,
+  /** What a paused one has kept: all, or its files. */
+  pauseMode: z.enum(['full', 'filesystem']).optional(),
   envdVersion: z.string(),
   volumeMounts: z.array(VolumeMount),
 });
@@ -128,8 +130,6 @@ export const SandboxDetail = ListedSandbox.extend({
     httpsPorts: z.array(z.int()).optional(),
   }),
   lifecycle: z.object({ autoResume: z.boolean(), onTimeout: z.enum(['kill', 'pause']) }),
-  /** What a paused one has kept: all. */
-  pauseMode: z.literal('full').optional(),
 });
 export type SandboxDetail = z.infer<typeof SandboxDetail>;
 

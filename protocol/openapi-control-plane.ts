@@ -161,7 +161,7 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     method: 'post',
     path: '/sandboxes/{sandboxID}/pause',
     tag: 'Sandboxes',
-    summary: 'Freeze memory and processors: what runs goes on after the resume',
+    summary: 'Freeze memory and processors; with memory: false, end all that runs and keep the files',
     body: SandboxPause,
     bodyOptional: true,
     answers: [empty(204, 'It is paused, and has no deadline')],
@@ -175,13 +175,13 @@ export const CONTROL_PLANE_OPERATIONS: Operation[] = [
     body: ResumeSandbox,
     bodyOptional: true,
     answers: [json(201, 'It runs', SandboxAnswer)],
-    errors: [...ANY_SANDBOX, 409, 501],
+    errors: [...ANY_SANDBOX, 409],
   },
   {
     method: 'put',
     path: '/sandboxes/{sandboxID}/network',
     tag: 'Sandboxes',
-    summary: 'Replace what a running sandbox may reach',
+    summary: 'Replace what a sandbox may reach, running or paused',
     body: SandboxNetworkUpdate,
     answers: [empty(204, 'It holds, also for connections that stand')],
     errors: [...ANY_SANDBOX, 409, 501, 503],
@@ -292,7 +292,7 @@ function connects(): Operation[] {
       json(200, 'It runs already; its time is extended, never shortened', SandboxAnswer),
       json(201, 'It was paused and runs again', SandboxAnswer),
     ],
-    errors: [...ANY_SANDBOX, 409, 501, 503, 504],
+    errors: [...ANY_SANDBOX, 409, 503, 504],
   };
   return [
     {

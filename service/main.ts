@@ -149,11 +149,13 @@ async function run(config: Config): Promise<void> {
       onCreate: (outcome) => metrics.createEnded(outcome),
       onReady: (sandbox) => interpreter.prepare(machineOf(sandbox), sandbox.gatewayWaits),
       onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
-      onPaused: (id) => {
+      onPaused: (id, keeps) => {
         edge.drop(id);
-        interpreter.suspend(id);
+        if (keeps === 'full') interpreter.suspend(id);
+        else interpreter.halt(id);
       },
       onResumed: (sandbox) => void interpreter.resume(machineOf(sandbox)),
+      onBooted: (sandbox) => interpreter.boot(machineOf(sandbox)),
       onEnded: (id) => {
         edge.drop(id);
         interpreter.drop(id);

@@ -26,9 +26,10 @@ import type {
   SandboxMetric,
 } from '../../protocol/control-plane';
 import { ServiceError } from '../errors';
+import type { ListFilter } from '../sandboxes/list-filter';
 import type { MetricSample } from '../sandboxes/metrics-history';
 import type { CreateOptions, Sandbox } from '../sandboxes/sandbox';
-import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
+import type { Sandboxes } from '../sandboxes/sandboxes';
 import { findTemplate } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';
@@ -89,20 +90,20 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
           ? parseBody(ConnectSandbox, req.body)
           : parseOptionalBody(ConnectSandboxV2, req.body);
       const id = sandboxIdOf(req);
-      refuseWhen(body.memory === false, 'memory: false (a cold boot)');
       markNotRepeatable(res);
       const timeoutSeconds = body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v2;
-      const { sandbox, resumed } = await sandboxes.connect(teamOf(res), id, { timeoutSeconds });
+      const reboot = body.memory === false;
+      const { sandbox, resumed } = await sandboxes.connect(teamOf(res), id, { timeoutSeconds, reboot });
       res.status(resumed ? 201 : 200).json(answer(sandbox, domain));
     };
 
   const resume: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(ResumeSandbox, req.body);
-    refuseWhen(body.memory === false, 'memory: false (a cold boot)');
     markNotRepeatable(res);
     const { sandbox } = await sandboxes.connect(teamOf(res), sandboxIdOf(req), {
       timeoutSeconds: body.timeout ?? DEFAULT_TIMEOUT_SECONDS.v1,
       mustBePaused: true,
+      reboot: body.memory === false,
       ...(body.autoPause !== undefined && { autoPause: body.autoPause }),
     });
     res.status(201).json(answer(sandbox, domain));
@@ -110,9 +111,8 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
 
   const pause: RequestHandler = async (req, res) => {
     const body = parseOptionalBody(SandboxPause, req.body);
-    refuseWhen(body.memory === false, 'memory: false (a pause that keeps only files)');
     refuseWhen(body.requireHealthyGuest === true, 'requireHealthyGuest');
-    await sandboxes.pause(teamOf(res), sandboxIdOf(req));
+    await sandboxes.pause(teamOf(res), sandboxIdOf(req), body.memory === false ? 'filesystem' : 'full');
     res.status(204).end();
   };
 
@@ -254,7 +254,6 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
   refuseWhen(body.mcp !== undefined, 'mcp');
   refuseWhen(asked(body.iam?.tokens), 'iam');
   refuseWhen(asked(body.volumeMounts), 'volumeMounts');
-  refuseWhen(body.autoPauseMemory === false, 'autoPauseMemory: false (a pause that keeps only files)');
   const { allowPublicTraffic, allowOut, denyOut, maskRequestHost, httpsPorts, ...later } = body.network ?? {};
   for (const [name, value] of Object.entries(later)) refuseWhen(asked(value), `network.${name}`);
   const allowInternetAccess = body.allow_internet_access;
@@ -283,6 +282,7 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     ...ingress,
     ...egress,
     autoPause,
+    autoPauseMode: body.autoPauseMemory === false ? 'filesystem' : 'full',
     autoResume,
     ...(key !== undefined && { idempotencyKey: key }),
   };
@@ -404,6 +404,7 @@ function listed(sandbox: Sandbox): ListedSandbox {
     diskSizeMB: sandbox.resources.diskSizeMB,
     metadata: sandbox.metadata,
     state: sandbox.state,
+    ...(sandbox.pauseMode !== undefined && { pauseMode: sandbox.pauseMode }),
     envdVersion: ENVD_VERSION,
     volumeMounts: [],
   };
@@ -423,6 +424,5 @@ function detail(sandbox: Sandbox, domain: string): SandboxDetail {
       ...(sandbox.httpsPorts !== undefined && { httpsPorts: [...sandbox.httpsPorts] }),
     },
     lifecycle: { autoResume: sandbox.autoResume, onTimeout: sandbox.autoPause ? 'pause' : 'kill' },
-    ...(sandbox.state === 'paused' && { pauseMode: 'full' }),
   };
 }

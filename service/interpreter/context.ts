@@ -48,6 +48,8 @@ export interface ContextOptions {
   isBusy?: boolean;
   /** When an execution last began in the kernel that an earlier service had for it, also in one that is gone. */
   usedAt?: number | undefined;
+  /** How a kernel ended that is not there any more. */
+  loss?: KernelDeath;
   /** The kernel that it has is not the one of that execution, which went with its gateway. */
   isReplaced?: boolean;
 }
@@ -102,7 +104,7 @@ export class Context implements ExecutionHost {
     this.processEnv = this.found ? undefined : options.env;
     this.state = new KernelState(options.usedAt);
     // Gone with its gateway, if there was one.
-    if (!this.found || options.isReplaced === true) this.state.end({});
+    if (!this.found || options.isReplaced === true) this.state.end(options.loss ?? {});
   }
 
   get languageName(): string {
@@ -124,6 +126,11 @@ export class Context implements ExecutionHost {
   /** An execution has told that the variables are lost: the next one need not. */
   lossIsTold(): void {
     this.state.clear();
+  }
+
+  /** Its variables, or the loss of earlier ones, are something that no execution under way is going to tell. */
+  get hasToTell(): boolean {
+    return this.state.hasToTell && this.queue.every((execution) => execution.isOver);
   }
 
   get isRemoved(): boolean {

@@ -6,6 +6,7 @@ import type { Logger } from '../log';
 import { Context } from './context';
 import type { OnKernelDeath, Turn } from './context';
 import { tellLost } from './endings';
+import type { KernelDeath, Outcome } from './endings';
 import { Execution } from './execution';
 import type { ExecutionRecord } from './execution-record';
 import type { LastUse } from './execution-records';
@@ -29,6 +30,12 @@ export interface Machine {
   readonly ended: Promise<unknown>;
   /** See `Instance.dial`. */
   dial(port: number, options?: { signal?: AbortSignal }): Promise<Socket>;
+}
+
+/** A default context with variables that nobody was told the loss of. */
+export interface UsedDefault {
+  readonly id: string;
+  readonly language: string;
 }
 
 export interface ContextsOptions {
@@ -55,6 +62,8 @@ export class Contexts {
   private readonly logger: Logger;
   private adopting: Promise<void> | undefined;
   private env: Record<string, string>;
+  /** How kernels ended that are not found any more. */
+  private loss: KernelDeath = {};
   private closed = false;
 
   constructor(private readonly options: ContextsOptions) {
@@ -109,6 +118,27 @@ export class Contexts {
     const standstillMs = pausedAt === undefined ? undefined : Math.max(0, Date.now() - pausedAt);
     this.adopting ??= this.takeOver(unanswered, standstillMs).finally(() => (this.adopting = undefined));
     return this.adopting;
+  }
+
+  /**
+   * A machine that was halted, and starts over its files: there are no contexts but defaults, with new kernels.
+   *
+   * @param used their next executions are told that variables are lost.
+   */
+  boot(used: readonly UsedDefault[]): void {
+    this.loss = { halted: true };
+    for (const { id, language } of used) {
+      this.add(this.make(language, this.options.home, true, { id, usedAt: Date.now() }));
+    }
+    this.prepare();
+    this.loss = {};
+  }
+
+  /** Default contexts whose next execution has to be told when their kernels go now. */
+  get usedDefaults(): UsedDefault[] {
+    return [...this.contexts.values()]
+      .filter((context) => context.isDefault && context.hasToTell)
+      .map(({ id, languageName: language }) => ({ id, language }));
   }
 
   list(): ContextListing[] {
@@ -178,11 +208,10 @@ export class Contexts {
     for (const context of this.contexts.values()) context.thaw();
   }
 
-  close(): void {
+  close(outcome: Outcome = { type: 'sandbox_ended' }): void {
     if (this.closed) return;
     this.closed = true;
-    for (const context of [...this.contexts.values(), ...this.unlisted])
-      context.close({ type: 'sandbox_ended' });
+    for (const context of [...this.contexts.values(), ...this.unlisted]) context.close(outcome);
     this.contexts.clear();
     this.gateway.close();
   }
@@ -197,7 +226,13 @@ export class Contexts {
     language: string,
     cwd: string,
     isDefault: boolean,
-    existing: { id?: string; kernelId?: string; createdAt?: number; isBusy?: boolean } = {},
+    existing: {
+      id?: string;
+      kernelId?: string;
+      createdAt?: number;
+      isBusy?: boolean;
+      usedAt?: number;
+    } = {},
   ): Context {
     const { home, kernelTimeoutMs, lastUse, onKernelDeath } = this.options;
     const known = existing.id === undefined ? undefined : lastUse(existing.id);
@@ -218,6 +253,7 @@ export class Contexts {
       onKernelDeath,
       usedAt,
       isReplaced,
+      loss: this.loss,
       ...existing,
     });
   }

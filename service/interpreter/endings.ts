@@ -12,6 +12,8 @@ export interface KernelDeath {
   oom?: boolean;
   memoryPeakBytes?: number;
   memoryLimitBytes?: number;
+  /** It went with all else that ran, when the sandbox was paused without its memory. */
+  halted?: boolean;
 }
 
 /** Every way in which an execution ends. */
@@ -32,6 +34,8 @@ export type Outcome =
   | { type: 'timeout_killed' }
   | { type: 'client_gone' }
   | { type: 'sandbox_ended' }
+  /** The sandbox is being paused without its memory: kernels go, files stay. */
+  | { type: 'halted' }
   /** The sandbox is being paused, and the connection to the client lost by it. The cell goes on afterwards. */
   | { type: 'paused' };
 
@@ -88,6 +92,8 @@ export function tell(outcome: Outcome, facts: EndFacts): Told {
     case 'sandbox_ended':
     case 'paused':
       return told('sandbox_ended', null, []);
+    case 'halted':
+      return told('sandbox_ended', false, [], [], { remedy: AGAIN });
     default:
       return assertNever(outcome);
   }
@@ -99,8 +105,10 @@ export function tellUnstarted(): Told {
   return told('error', true, [error('NeverStarted', value)], undefined, { remedy: 'Send it again.' });
 }
 
-/** Of one whose kernel was not there any more, or could not be asked, when the service was started again. */
-export function tellLost(outcome: { type: 'lost' } | { type: 'died'; death: KernelDeath }): Told {
+/** Of one of an earlier service whose kernel was not there any more, could not be asked, or is being ended unasked. */
+export function tellLost(
+  outcome: { type: 'lost' } | { type: 'halted' } | { type: 'died'; death: KernelDeath },
+): Told {
   return tell(outcome, {
     replyStatus: undefined,
     sawError: false,
@@ -114,7 +122,8 @@ export function tellLost(outcome: { type: 'lost' } | { type: 'died'; death: Kern
 
 /** To the next execution of a context: its kernel ended while nothing ran there. */
 export function tellStateLost(death: KernelDeath): Extract<OutputEvent, { type: 'state_lost' }> {
-  const { state_survived: _false, ...cause } = tellLost({ type: 'died', death }).ending;
+  const outcome = death.halted === true ? ({ type: 'halted' } as const) : ({ type: 'died', death } as const);
+  const { state_survived: _false, ...cause } = tellLost(outcome).ending;
   return { type: 'state_lost', ...cause };
 }
 

@@ -9,7 +9,9 @@ import { answer } from './app';
 import type { AppOptions } from './app';
 import type { OnKernelDeath, Turn } from './context';
 import { Contexts } from './contexts';
-import type { Machine } from './contexts';
+import type { Machine, UsedDefault } from './contexts';
+import { tellLost } from './endings';
+import type { Outcome } from './endings';
 import { sendError } from './error-response';
 import { resetConnection } from './event-stream';
 import type { ExecutionRecord } from './execution-record';
@@ -90,6 +92,8 @@ export class Interpreter {
   private readonly residents = new Map<string, Resident>();
   /** By sandbox; they outlive a pause. */
   private readonly records = new Map<string, ExecutionRecords>();
+  /** Default contexts whose variables went with what ran in their sandbox, until `boot` has them told. */
+  private readonly losses = new Map<string, UsedDefault[]>();
   /** Files that are being removed. */
   private readonly removing = new Set<Promise<void>>();
   private readonly settings: ExecutionSettings;
@@ -234,6 +238,15 @@ export class Interpreter {
     else resident.contexts.thaw();
   }
 
+  /** After `halt`: contexts begin anew. The first execution in one that had variables is told that they are lost. */
+  boot(machine: Machine): void {
+    if (this.closed) return;
+    this.release(machine.id, { type: 'halted' });
+    const lost = this.losses.get(machine.id) ?? [];
+    this.losses.delete(machine.id);
+    this.resident(machine).contexts.boot(lost);
+  }
+
   /**
    * Reads what an earlier service wrote down of executions, before any machine is taken over: those that ended can be
    * asked for again, those that ran go on with `adopt`.
@@ -259,6 +272,7 @@ export class Interpreter {
    */
   drop(machineId: string): void {
     this.release(machineId);
+    this.losses.delete(machineId);
     const records = this.records.get(machineId);
     if (records === undefined) return;
     this.records.delete(machineId);
@@ -285,12 +299,25 @@ export class Interpreter {
     for (const res of [...resident.answers]) resetConnection(res);
   }
 
+  /**
+   * All that runs in the sandbox is being ended, kernels included; only files stay. Every answer under way is reset, every
+   * execution ends, and what they have put out can be asked for.
+   */
+  halt(machineId: string): void {
+    const lost = this.residents.get(machineId)?.contexts.usedDefaults;
+    if (lost !== undefined) this.losses.set(machineId, lost);
+    this.release(machineId, { type: 'halted' });
+    // Those of an earlier service, which nobody has found again.
+    for (const record of this.records.get(machineId)?.unanswered ?? [])
+      record.end(tellLost({ type: 'halted' }));
+  }
+
   /** Lets go of a machine, but keeps what its executions have put out. */
-  private release(machineId: string): void {
+  private release(machineId: string, outcome: Outcome = { type: 'sandbox_ended' }): void {
     const resident = this.residents.get(machineId);
     if (resident === undefined) return;
     this.residents.delete(machineId);
-    resident.contexts.close();
+    resident.contexts.close(outcome);
     for (const res of resident.answers) resetConnection(res);
   }
 

@@ -16,6 +16,11 @@ export class KernelState {
     return this.usedAt !== undefined;
   }
 
+  /** When the process ends now, somebody has to be told: of that, or of an earlier end. */
+  get hasToTell(): boolean {
+    return this.isUsed || this.loss !== undefined;
+  }
+
   /** An execution begins in the process. Returns what it has to tell of an earlier one, to nobody else. */
   use(now = Date.now()): KernelDeath | undefined {
     const { loss } = this;

@@ -36,6 +36,8 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     adopt: (id, signal) => observed('adopt', id, () => runtime.adopt(id, signal), signal),
     pause: (id) => observed('pause', id, () => runtime.pause(id)),
     resume: (id) => observed('resume', id, () => runtime.resume(id)),
+    halt: (id) => observed('halt', id, () => runtime.halt(id)),
+    boot: (spec, signal) => observed('boot', spec.id, () => runtime.boot(spec, signal), signal),
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
     setNetwork: (id, access) => observed('network', id, () => runtime.setNetwork(id, access)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),

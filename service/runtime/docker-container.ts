@@ -86,8 +86,8 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
     StopTimeout: 2,
     HostConfig: {
       ...resourceLimits(spec.resources, input.limits),
-      // Also when no service is there to do it: a machine that ended by its own timer leaves nothing.
-      AutoRemove: true,
+      // One that is halted is to be started again. What ended by itself the service removes, or its next start.
+      AutoRemove: false,
       RestartPolicy: { Name: 'no' },
       CapDrop: ['ALL'],
       CapAdd: CAPABILITIES,
@@ -143,7 +143,9 @@ function toState(state: string): InstanceRecord['state'] {
     case 'created':
     case 'restarting':
       return 'starting';
-    default: // exited, dead, removing, and what a later engine may invent: nothing that can be reached
+    case 'exited':
+      return 'halted';
+    default: // dead, removing, and what a later engine may invent: nothing that can be reached
       return 'dead';
   }
 }

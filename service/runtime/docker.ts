@@ -74,6 +74,8 @@ const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 const SOCKET_NAME = 'service.sock';
 const NO_NETWORK_RULES =
   'Network rules need a name server that is not on the host’s loopback, for the engine would ask that one past all rules: name one with CELLBOX_NAME_SERVERS';
+/** How long programs may take to end when they are asked to, before they are killed. */
+const HALT_GRACE_SECONDS = 2;
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
 
@@ -429,10 +431,7 @@ class DockerRuntime implements Runtime {
       await ruled;
       await callEngine('start sandbox', container.start());
       if (ruled !== undefined && this.macOn(await this.inspect(spec.id)) !== mac) {
-        throw new ServiceError(
-          'internal',
-          'The container engine gave a sandbox another address than asked for',
-        );
+        throw wrongAddress();
       }
       const handle = new DockerInstance(
         spec.id,
@@ -462,6 +461,7 @@ class DockerRuntime implements Runtime {
     const over = new AbortController();
     const timer = setTimeout(() => over.abort('timeout'), timeoutMs);
     void handle.ended.then(() => over.abort('ended'));
+    handle.onBootEnd = () => over.abort('ended');
     try {
       const any = AbortSignal.any([signal, over.signal]);
       await handle.tunnel.firstConnection(any);
@@ -483,6 +483,7 @@ class DockerRuntime implements Runtime {
       throw error;
     } finally {
       clearTimeout(timer);
+      handle.onBootEnd = undefined;
     }
   }
 
@@ -565,18 +566,20 @@ class DockerRuntime implements Runtime {
       const known = this.handles.get(id);
       if (known !== undefined) return known;
       const found = await this.inspect(id);
-      if (found === undefined || !found.State.Running) throw notFound(id);
+      const isHalted = found?.State.Status === 'exited';
+      if (found === undefined || !(found.State.Running || isHalted)) throw notFound(id);
       await fs.mkdir(path.join(this.tunnels, id), { recursive: true, mode: 0o755 });
       const tunnel = this.newTunnel(id);
       const handle = new DockerInstance(id, found.Id, this.options.deriveSecret('gateway', id), tunnel);
+      if (isHalted) handle.life = 'halted';
       this.handles.set(id, handle);
       const over = new AbortController();
       const timer = setTimeout(() => over.abort(), ADOPT_TIMEOUT_MS);
       void handle.ended.then(() => over.abort());
       try {
         await tunnel.listen();
-        // The agent of a frozen machine connects when it thaws.
-        if (!found.State.Paused) {
+        // The agent of a frozen machine connects when it thaws, that of a halted one when it boots.
+        if (!found.State.Paused && !isHalted) {
           const signals = [over.signal, this.closing.signal, ...(signal === undefined ? [] : [signal])];
           await tunnel.firstConnection(AbortSignal.any(signals));
         }
@@ -610,6 +613,109 @@ class DockerRuntime implements Runtime {
     });
   }
 
+  async halt(id: string): Promise<void> {
+    await this.takeTurn(id, () => this.haltNow(id));
+  }
+
+  private async haltNow(id: string): Promise<void> {
+    const found = await this.inspect(id);
+    if (found === undefined) throw notFound(id);
+    const handle = this.handles.get(id);
+    // Before the engine tells of the end that was asked for.
+    if (handle !== undefined) handle.life = 'halted';
+    handle?.tunnel.reset();
+    if (!found.State.Running) return;
+    const container = this.docker.getContainer(found.Id);
+    // What is frozen can't end when it is asked to.
+    const ended = found.State.Paused ? container.kill() : container.stop({ t: HALT_GRACE_SECONDS });
+    try {
+      await callEngine('halt sandbox', ended);
+    } catch (error) {
+      if (engineStatus(error) !== 304 && engineStatus(error) !== 409) throw error; // it has ended meanwhile
+    }
+    await callEngine('wait for the halt', container.wait({ condition: 'not-running' }));
+    handle?.tunnel.reset(); // connections that came in at the last moment
+  }
+
+  async boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void> {
+    this.throwIfClosed();
+    const signals = [this.closing.signal, ...(signal === undefined ? [] : [signal])];
+    await this.takeTurn(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
+  }
+
+  private async bootNow(spec: InstanceSpec, signal: AbortSignal): Promise<void> {
+    const { id } = spec;
+    throwIfCancelled(signal);
+    const handle = this.handles.get(id);
+    if (handle === undefined) throw notFound(id);
+    const before = await this.inspect(id);
+    if (before === undefined) {
+      await this.onGone(handle, 'the machine is gone');
+      throw notFound(id);
+    }
+    await this.haltNow(id);
+    const output = new LastWords();
+    try {
+      const mac = await this.prepareNetwork(spec, before);
+      const container = this.docker.getContainer(before.Id);
+      await output.attach(this.docker, container);
+      throwIfCancelled(signal);
+      await callEngine('start sandbox', container.start());
+      handle.life = 'booting'; // from here on its end is told by `confirmEnd`
+      handle.ranOutOfMemory = false;
+      const found = await this.inspect(id);
+      if (found?.State.Running !== true) {
+        throw new ServiceError('unavailable', 'The sandbox ended while starting', {
+          cause: new Error(output.text()),
+        });
+      }
+      if (mac !== undefined && this.macOn(found) !== mac) throw wrongAddress();
+      if (spec.network !== 'none' && this.macOn(found) === undefined)
+        await this.joinNetwork(id, found, spec.network);
+      await this.connect(handle, spec, signal, output);
+      handle.life = 'running';
+      handle.hasBooted = true;
+    } catch (error) {
+      await this.haltNow(id).catch((cause: unknown) =>
+        this.options.logger.error({ sandboxId: id, error: cause }, 'a failed start could not be halted'),
+      );
+      throw this.explainStart(error, signal);
+    } finally {
+      output.detach();
+    }
+  }
+
+  /** Network and rules of a halted machine, for its next start; the address that rules go by, where there are any. */
+  private async prepareNetwork(
+    { id, network: access }: InstanceSpec,
+    { Id, HostConfig, NetworkSettings }: Dockerode.ContainerInspectInfo,
+  ): Promise<string | undefined> {
+    const network = this.docker.getNetwork(this.names.network);
+    const endpoint = NetworkSettings.Networks[this.names.network];
+    const leave = () => callEngine('leave network', network.disconnect({ Container: Id, Force: true }));
+    await this.ensureNetwork(); // a prune takes it away while no sandbox runs on it
+    if (HostConfig.NetworkMode === 'none') {
+      // Its address would be another one at each start, and the engine's choice: it joins when it runs.
+      if (endpoint !== undefined) {
+        await leave();
+        await callEngine('join none', this.docker.getNetwork('none').connect({ Container: Id }));
+      }
+      this.rules.drop(id);
+      return undefined;
+    }
+    if (access !== 'full') this.throwUnlessNamesClose();
+    const mac = this.macFor(id);
+    const now = (await callEngine('inspect network', network.inspect())) as { Id: string };
+    if (endpoint?.NetworkID !== now.Id) {
+      await leave();
+      const again = { Container: Id, EndpointConfig: { MacAddress: mac } };
+      await callEngine('join network', network.connect(again));
+    }
+    const policy = policyOf(mac, access);
+    await this.rules.set(id, policy);
+    return policy && mac;
+  }
+
   async stop(id: string): Promise<void> {
     this.starting.get(id)?.abort(new ServiceError('unavailable', 'The sandbox was stopped while starting'));
     await this.takeTurn(id, async () => {
@@ -627,7 +733,12 @@ class DockerRuntime implements Runtime {
 
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {
     await this.takeTurn(id, async () => {
-      const found = await this.running(id);
+      const found = await this.inspect(id);
+      if (found?.State.Running !== true && this.handles.get(id)?.life === 'halted') {
+        if (access !== 'full') this.throwUnlessNamesClose();
+        return; // set by its next boot
+      }
+      if (found?.State.Running !== true) throw notFound(id);
       const mac = this.macOn(found);
       if (mac === undefined && access === 'none') return;
       if (access !== 'full') this.throwUnlessNamesClose();
@@ -840,8 +951,24 @@ class DockerRuntime implements Runtime {
       handle.ranOutOfMemory = true;
       return;
     }
+    if (handle.life === 'halted') return; // as we asked
     const memory = handle.ranOutOfMemory ? ', after memory ran out' : '';
-    void this.onGone(handle, `the machine ended with exit code ${event.exitCode ?? 'unknown'}${memory}`);
+    const detail = `the machine ended with exit code ${event.exitCode ?? 'unknown'}${memory}`;
+    if (handle.life === 'booting' || handle.hasBooted) void this.confirmEnd(handle, detail);
+    else void this.onGone(handle, detail);
+  }
+
+  /** Of a machine that was halted once: what is told late may be the end of an earlier run. Never rejects. */
+  private async confirmEnd(handle: DockerInstance, detail: string): Promise<void> {
+    try {
+      const found = await this.inspect(handle.id);
+      if (found?.State.Running === true || handle.life === 'halted') return;
+      if (handle.life === 'booting') handle.onBootEnd?.();
+      else await this.onGone(handle, detail);
+    } catch (error) {
+      // The engine is away; when it is back, everything is compared.
+      this.options.logger.warn({ sandboxId: handle.id, error }, 'whether a sandbox has ended is not known');
+    }
   }
 
   /** Compares what we hold with what runs, after a gap in the events. */
@@ -849,7 +976,8 @@ class DockerRuntime implements Runtime {
     for (const handle of [...this.handles.values()]) {
       try {
         const found = await callEngine('inspect', this.docker.getContainer(handle.containerId).inspect());
-        if (!found.State.Running) await this.onGone(handle, `the machine ended (${found.State.Status})`);
+        if (!found.State.Running && handle.life === 'running')
+          await this.onGone(handle, `the machine ended (${found.State.Status})`);
       } catch (error) {
         if (engineStatus(error) !== 404) throw error; // says nothing about the machine: asked again when connected
         await this.onGone(handle, 'the machine is gone');
@@ -980,6 +1108,12 @@ class DockerInstance implements Instance {
   readonly ended: Promise<InstanceEnd>;
   isEndExpected = false;
   ranOutOfMemory = false;
+  /** What the container's end means: nothing while it is halted, a failure while it boots, else the machine's end. */
+  life: 'running' | 'halted' | 'booting' = 'running';
+  /** It has been halted and has come back. */
+  hasBooted = false;
+  /** The container has ended while it booted. */
+  onBootEnd: (() => void) | undefined;
   private isGone = false;
   private settle: (end: InstanceEnd) => void = () => undefined;
 
@@ -994,11 +1128,13 @@ class DockerInstance implements Instance {
 
   async dial(port: number, options?: DialOptions): Promise<Socket> {
     if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
+    if (this.life === 'halted') throw new ServiceError('unavailable', 'The sandbox is halted');
     return this.tunnel.dial(port, options);
   }
 
   async setDeadline(deadlineAt: number): Promise<void> {
     if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
+    if (this.life === 'halted') throw new ServiceError('unavailable', 'The sandbox is halted');
     await this.tunnel.setDeadline(deadlineAt);
   }
 
@@ -1074,6 +1210,10 @@ export function parseEvent(line: string): EngineEvent | undefined {
   } catch {
     return undefined; // a line cut off by the end of the stream; the reconnect compares everything anyway
   }
+}
+
+function wrongAddress(): ServiceError {
+  return new ServiceError('internal', 'The container engine gave a sandbox another address than asked for');
 }
 
 async function prove(name: string, proof: () => Promise<void>): Promise<Check> {

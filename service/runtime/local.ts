@@ -219,7 +219,7 @@ class LocalRuntime implements Runtime {
   /** The last of the operations on one instance; they run one after another. */
   private readonly turns = new Map<string, Promise<unknown>>();
   private readonly uids = new Set<number>();
-  private isClosed = false;
+  private readonly closing = new AbortController();
 
   constructor(
     private readonly options: LocalRuntimeOptions,
@@ -263,7 +263,7 @@ class LocalRuntime implements Runtime {
   async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
     if (!/^[a-z0-9]+$/.test(spec.id))
       throw new ServiceError('invalid_argument', `Not an instance id: ${JSON.stringify(spec.id)}`);
-    if (this.isClosed) throw new ServiceError('unavailable', 'The runtime is closed');
+    this.throwIfClosed();
     if (spec.network === 'none' && this.layout === undefined) {
       throw new ServiceError(
         'failed_precondition',
@@ -352,13 +352,16 @@ class LocalRuntime implements Runtime {
       await fs.chown(own('workspace'), state.uid, state.uid);
       await chownAll(own('venv'), state.uid);
     }
+    await this.prepareGroup(spec, state);
+  }
+
+  private async prepareGroup(spec: InstanceSpec, state: InstanceState): Promise<void> {
     const cgroup = this.cgroup(spec.id);
-    if (cgroup !== undefined) {
-      await cgroup.create(spec.resources);
-      state.grouped = true;
-      if (this.cgroups?.directories.memory !== undefined)
-        state.memoryLimitBytes = spec.resources.memoryMB * 1024 * 1024;
-    }
+    if (cgroup === undefined) return;
+    await cgroup.create(spec.resources);
+    state.grouped = true;
+    if (this.cgroups?.directories.memory !== undefined)
+      state.memoryLimitBytes = spec.resources.memoryMB * 1024 * 1024;
   }
 
   private async makeSocketDirectory(state: InstanceState): Promise<void> {
@@ -534,13 +537,14 @@ class LocalRuntime implements Runtime {
     const { startedAt, labels, leader } = state;
     if (!state.ready && this.starts.has(id)) return { id, state: 'starting', startedAt, labels };
     const alive = leader !== undefined && (await isAlive(leader));
-    // Alive and not ready: a service that crashed during the start left it, and nobody will finish it.
-    const now = !alive ? 'dead' : !state.ready ? 'starting' : state.paused ? 'paused' : 'running';
+    // Not ready: a service that crashed during the start left it, and nobody will finish it.
+    if (!state.ready) return { id, state: alive ? 'starting' : 'dead', startedAt, labels };
+    const now = !alive ? 'halted' : state.paused ? 'paused' : 'running';
     return { id, state: now, startedAt, labels };
   }
 
   async adopt(id: string, signal?: AbortSignal): Promise<Instance> {
-    if (this.isClosed) throw new ServiceError('unavailable', 'The runtime is closed');
+    this.throwIfClosed();
     const known = this.handles.get(id);
     if (known !== undefined && !known.isFinished) return known;
     const running = this.adoptions.get(id);
@@ -553,12 +557,13 @@ class LocalRuntime implements Runtime {
   }
 
   private async adoptNow(id: string, signal: AbortSignal | undefined): Promise<LocalInstance> {
-    const state = await this.liveState(id);
+    const state = await this.madeState(id);
+    const isHalted = !(await this.isRunning(id));
     const handle = new LocalInstance(id, this.options.deriveSecret('gateway', id), this.newTunnel(state));
     try {
       await handle.tunnel.listen();
-      // A frozen agent can't connect; it will when it is thawed.
-      if (!state.paused) {
+      // A frozen agent can't connect; it will when it is thawed, that of a halted machine when it boots.
+      if (!state.paused && !isHalted) {
         const limit = AbortSignal.timeout(ADOPT_TIMEOUT_MS);
         await handle.tunnel.firstConnection(signal === undefined ? limit : AbortSignal.any([signal, limit]));
       }
@@ -568,7 +573,8 @@ class LocalRuntime implements Runtime {
       throw new ServiceError('unavailable', 'The agent of the sandbox did not come back', { cause: error });
     }
     this.handles.set(id, handle);
-    handle.watch(undefined, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
+    if (isHalted) handle.halt();
+    else handle.watch(undefined, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
     return handle;
   }
 
@@ -601,6 +607,51 @@ class LocalRuntime implements Runtime {
     if (!(await this.cgroup(state.id)?.setFrozen(false))) await thawTree(this.marks(state));
   }
 
+  async halt(id: string): Promise<void> {
+    await this.takeTurn(id, () => this.haltNow(id));
+  }
+
+  private async haltNow(id: string): Promise<void> {
+    const state = await this.madeState(id);
+    const handle = this.handles.get(id);
+    handle?.halt();
+    await this.kill(state);
+    handle?.halt(); // with connections that came in at the last moment
+    await this.cgroup(id)?.remove();
+    await this.writeState({ ...state, paused: false });
+  }
+
+  async boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void> {
+    this.throwIfClosed();
+    const signals = [this.closing.signal, ...(signal === undefined ? [] : [signal])];
+    await this.takeTurn(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
+  }
+
+  private async bootNow(spec: InstanceSpec, signal: AbortSignal): Promise<void> {
+    const { id, network } = spec;
+    throwIfCancelled(signal);
+    if (typeof network === 'object') throw noNetworkRules();
+    const handle = this.handles.get(id);
+    if (handle === undefined || handle.isFinished) throw notFound(id);
+    await this.haltNow(id);
+    try {
+      const state: InstanceState = { ...(await this.madeState(id)), network };
+      await this.prepareGroup(spec, state);
+      await this.makeSocketDirectory(state);
+      throwIfCancelled(signal);
+      handle.boot();
+      const child = await this.launch({ ...spec, network }, state);
+      await this.connect(handle, spec, state, child, signal);
+      handle.watch(child, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
+    } catch (error) {
+      await this.haltNow(id).catch((cause: unknown) =>
+        this.options.logger.error({ sandboxId: id, err: cause }, 'a failed start could not be halted'),
+      );
+      throwIfCancelled(signal);
+      throw error;
+    }
+  }
+
   async stop(id: string): Promise<void> {
     if (!/^[a-z0-9]+$/.test(id)) return; // never started, and no name of a directory
     const starting = this.starts.get(id);
@@ -627,7 +678,7 @@ class LocalRuntime implements Runtime {
 
   /** Takes what the machine has already. */
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {
-    const { network } = await this.liveState(id);
+    const { network } = await this.madeState(id);
     if (typeof access === 'object') throw noNetworkRules();
     if (network === access) return; // that of an older release is not known, and takes no change
     throw new ServiceError(
@@ -675,7 +726,7 @@ class LocalRuntime implements Runtime {
   }
 
   async close(): Promise<void> {
-    this.isClosed = true;
+    this.closing.abort(new ServiceError('unavailable', 'The service is stopping'));
     for (const { controller } of this.starts.values())
       controller.abort(new ServiceError('unavailable', 'The service is stopping'));
     await Promise.all([...this.starts.values()].map(({ settled }) => settled));
@@ -779,6 +830,17 @@ class LocalRuntime implements Runtime {
     await fs.rename(`${file}.tmp`, file);
   }
 
+  /** Of a machine that has come up once, whether or not it runs now. */
+  private async madeState(id: string): Promise<InstanceState> {
+    const state = await this.readState(id);
+    if (state === undefined || !state.ready) throw notFound(id);
+    return state;
+  }
+
+  private throwIfClosed(): void {
+    if (this.closing.signal.aborted) throw new ServiceError('unavailable', 'The runtime is closed');
+  }
+
   private async isRunning(id: string): Promise<boolean> {
     const state = await this.readState(id);
     return state?.leader !== undefined && state.ready && (await isAlive(state.leader));
@@ -812,6 +874,9 @@ class LocalInstance implements Instance {
   private settle!: (end: InstanceEnd) => void; // set in the constructor, by the promise
   private timer: NodeJS.Timeout | undefined;
   private isEndExpected = false;
+  private isHalted = false;
+  /** Of the process that is watched; the end of an earlier one means nothing. */
+  private round = 0;
 
   constructor(
     readonly id: string,
@@ -822,13 +887,31 @@ class LocalInstance implements Instance {
   }
 
   async dial(port: number, options?: DialOptions): Promise<Socket> {
-    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
+    this.throwUnlessUp();
     return this.tunnel.dial(port, options);
   }
 
   async setDeadline(deadlineAt: number): Promise<void> {
-    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
+    this.throwUnlessUp();
     await this.tunnel.setDeadline(deadlineAt);
+  }
+
+  private throwUnlessUp(): void {
+    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
+    if (this.isHalted) throw new ServiceError('unavailable', 'The sandbox is halted');
+  }
+
+  /** Its process may go: that is no end. Streams are destroyed. Twice is harmless. */
+  halt(): void {
+    this.isHalted = true;
+    this.round++;
+    clearInterval(this.timer);
+    this.tunnel.reset();
+  }
+
+  /** Another process is coming up, and `watch` is going to be told of it. */
+  boot(): void {
+    this.isHalted = false;
   }
 
   /** Looks every second; a process that is our child tells at once. Stops when the handle is finished or released. */
@@ -837,7 +920,9 @@ class LocalInstance implements Instance {
     isAliveNow: () => Promise<boolean>,
     onGone: (detail: string) => Promise<InstanceEnd>,
   ): void {
+    const round = ++this.round;
     const gone = (detail: string) => {
+      if (round !== this.round) return;
       clearInterval(this.timer);
       if (this.isEndExpected || this.isFinished) return;
       this.isEndExpected = true;

@@ -48,6 +48,8 @@ export interface DialOptions {
 /**
  * A handle to one started machine. Obtained from `start` or `list`+`adopt`; valid until `ended` settles.
  *
+ * Of a machine that is halted it stays valid, too: `boot` makes it usable again.
+ *
  * `dial(port)` gives a connected, half-close-keeping byte stream to that port on the machine's loopback;
  * the caller owns it and destroys it. `AGENT_PORT` and `GATEWAY_PORT` (protocol/routing.ts) are the agent
  * and the kernel gateway wherever they really listen. It rejects with `not_found` when nothing listens on
@@ -67,7 +69,8 @@ export interface Instance {
 /** One machine as the engine tells it, whether or not this process started it. */
 export interface InstanceRecord {
   id: string;
-  state: 'running' | 'paused' | 'starting' | 'dead';
+  /** `halted`: nothing runs in it, whoever ended that, and its files are there; `dead`: neither. */
+  state: 'running' | 'paused' | 'halted' | 'starting' | 'dead';
   startedAt: number;
   labels: Record<string, string>;
 }
@@ -108,7 +111,7 @@ export type InboundHandler = (instanceId: string, port: number, stream: Socket) 
  * Lifecycle: `start` resolves once the agent inside is connected (kernel gateway and kernels come up behind
  * it) and rejects, leaving nothing behind, when that fails or `signal` aborts. `stop` is idempotent and resolves when
  * no container, network, directory or process of the instance is left. `pause` freezes memory and CPU with
- * connections kept, `resume` undoes it. After a crash of the service `list` is the truth about what runs, and `adopt`
+ * connections kept, `resume` undoes it. `halt` ends everything inside and keeps the files, `boot` starts it again. After a crash of the service `list` is the truth about what runs, and `adopt`
  * gives a handle to a machine of an earlier process. `close` releases what this process holds and leaves the
  * machines running. `list` gives only machines of this data directory's service.
  */
@@ -122,20 +125,34 @@ export interface Runtime {
   check(): Promise<Check[]>;
   start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;
   list(): Promise<InstanceRecord[]>;
-  /** Rejects with `not_found` when the machine is gone, `unavailable` when its agent does not come back in time. */
+  /**
+   * Rejects with `not_found` when the machine is gone, `unavailable` when its agent does not come back in time. The agent
+   * of one that is paused or halted is not waited for.
+   */
   adopt(id: string, signal?: AbortSignal): Promise<Instance>;
   pause(id: string): Promise<void>;
   resume(id: string): Promise<void>;
+  /**
+   * Ends everything that runs in a machine, frozen or not, and keeps its files and its handle; dialled streams are
+   * destroyed. Nothing happens to one that is halted already. Rejects with `not_found` when the machine is gone.
+   */
+  halt(id: string): Promise<void>;
+  /**
+   * Starts a machine anew over its files, as `start` does: by the same resources and user, and with what `spec` says of
+   * environment, access token, deadline and network. What still runs in it is ended first. Needs its handle, by `start`
+   * or `adopt`. Leaves it halted when that fails or `signal` aborts; rejects with `not_found` when the machine is gone.
+   */
+  boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void>;
   stop(id: string): Promise<void>;
   /**
    * Changes what a machine may reach, all at once, connections that stand included; resolves when it holds. Rejects with
-   * `failed_precondition` when the machine can't have that.
+   * `failed_precondition` when the machine can't have that. A halted machine gets it from its `boot`.
    */
   setNetwork(id: string, access: NetworkAccess): Promise<void>;
   stats(id: string): Promise<InstanceStats>;
   /**
    * The newest lines that the machine's own programs wrote, oldest first, as far as the engine keeps them. Anyone who is
-   * root inside can write there, too. Works on a paused machine; rejects with `not_found` when it is gone.
+   * root inside can write there, too. Works on a paused or halted machine; rejects with `not_found` when it is gone.
    */
   output(id: string): Promise<OutputLine[]>;
   close(): Promise<void>;

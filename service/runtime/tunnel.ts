@@ -135,6 +135,12 @@ export class TunnelServer {
     });
   }
 
+  /** Ends every stream by a reset; the agent's next connections are taken as ever. */
+  reset(): void {
+    for (const connection of this.connections) connection.destroy(connectionReset());
+    this.idle.length = 0; // else they would count until they have closed
+  }
+
   /** Ends every stream by a reset and stops listening. Idempotent; resolves when the socket file is gone. */
   close(): Promise<void> {
     this.closing ??= new Promise((resolve) => {

@@ -49,7 +49,10 @@ export async function adoptAll(options: AdoptionOptions): Promise<{ adopted: num
     ...rows.map(async (row) => {
       const machine = machines.get(row.id);
       if (machine === undefined) return remove(row.id, 'its machine is gone');
-      if (machine.state === 'dead') return remove(row.id, 'its machine is dead');
+      // Files without memory are what a pause may keep; a pause that had both has lost the memory to a restart of the host.
+      if (machine.state === 'dead' || (machine.state === 'halted' && row.state !== 'paused')) {
+        return remove(row.id, 'its machine is dead');
+      }
       if (row.state === 'starting' || machine.state === 'starting') {
         return remove(row.id, 'it was half-made');
       }
@@ -75,18 +78,23 @@ export async function adoptAll(options: AdoptionOptions): Promise<{ adopted: num
 async function reach(
   { runtime, store, secrets, now }: AdoptionOptions,
   row: StoredSandbox,
-  machineState: 'running' | 'paused',
+  machineState: 'running' | 'paused' | 'halted',
 ): Promise<RunningSandbox> {
+  // The store decides; where a crash fell between a change and its record, the side is taken that loses nothing.
+  const keepsFiles = row.pauseMode === 'filesystem' || machineState === 'halted';
+  if (keepsFiles && machineState !== 'halted') {
+    await deadline(runtime.halt(row.id), REACH_TIMEOUT_MS, 'Halting the sandbox');
+  }
   const signal = AbortSignal.timeout(REACH_TIMEOUT_MS);
   const instance = await giveUp(runtime.adopt(row.id, signal), signal);
-  // The store decides; where a crash fell between a freeze and its record, frozen is the side that loses nothing.
   const paused = row.state === 'paused' || machineState === 'paused';
-  if (paused && machineState === 'running') {
+  if (paused && !keepsFiles && machineState === 'running') {
     await deadline(runtime.pause(row.id), REACH_TIMEOUT_MS, 'Pausing the sandbox');
   }
-  if (paused && row.state === 'running') {
-    await store.updateSandbox(row.id, { state: 'paused', endAt: Math.min(row.endAt, now()) });
+  const pauseMode = !paused ? undefined : keepsFiles ? 'filesystem' : 'full';
+  if (pauseMode !== undefined && (row.state === 'running' || row.pauseMode !== pauseMode)) {
+    await store.updateSandbox(row.id, { state: 'paused', pauseMode, endAt: Math.min(row.endAt, now()) });
   }
   const endAt = paused ? Math.min(row.endAt, now()) : row.endAt;
-  return { ...withTokens(row, secrets), state: paused ? 'paused' : 'running', endAt, instance };
+  return { ...withTokens(row, secrets), state: paused ? 'paused' : 'running', pauseMode, endAt, instance };
 }

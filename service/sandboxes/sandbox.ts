@@ -1,7 +1,9 @@
 import crypto from 'node:crypto';
-import type { Instance, Resources } from '../runtime/runtime';
+import type { Instance, InstanceSpec, Resources } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
 import type { Ingress } from './ingress';
+import type { PauseMode } from './lifecycle';
+import { accessOf } from './network';
 import type { Egress } from './network';
 import type { StoredSandbox } from './store';
 
@@ -19,6 +21,8 @@ export interface CreateOptions extends Egress, Ingress {
   allowPublicTraffic: boolean;
   /** Pause at the deadline instead of ending. */
   autoPause: boolean;
+  /** What such a pause keeps. */
+  autoPauseMode: PauseMode;
   /** Traffic resumes it when it is paused. */
   autoResume: boolean;
   /** Replaying a create with the same key and team gives the same sandbox. */
@@ -32,12 +36,15 @@ export interface Sandbox extends Egress, Ingress {
   readonly templateId: string;
   readonly templateAlias: string;
   state: 'running' | 'paused';
+  /** What the pause that it is in has kept; undefined while it runs. */
+  pauseMode?: PauseMode | undefined;
   readonly startedAt: number;
   /** Start of the current run: creation or the last resume. The longest time-out counts from here. */
   runStartedAt: number;
   /** The deadline; of a paused sandbox, when it was paused. */
   endAt: number;
   autoPause: boolean;
+  readonly autoPauseMode: PauseMode;
   readonly autoResume: boolean;
   /** What it was created with; traffic resumes it for as long. */
   readonly timeoutSeconds: number;
@@ -75,6 +82,19 @@ export function newSandboxId(): string {
 /** What every program in a sandbox finds in its environment, whatever the caller gave. */
 export function ownEnv(id: string, templateId: string): Record<string, string> {
   return { E2B_SANDBOX: 'true', E2B_SANDBOX_ID: id, E2B_TEMPLATE_ID: templateId };
+}
+
+/** The machine of a sandbox, as it is started. */
+export function specOf(sandbox: Sandbox): InstanceSpec {
+  return {
+    id: sandbox.id,
+    env: sandbox.env,
+    resources: sandbox.resources,
+    network: accessOf(sandbox),
+    labels: { team: sandbox.teamId, template: sandbox.templateId },
+    ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
+    deadlineAt: sandbox.endAt,
+  };
 }
 
 /** A stored sandbox with its tokens, which the store doesn't keep. */

@@ -11,19 +11,27 @@ import type { InstanceEnd, Resources, Runtime } from '../runtime/runtime';
 import { sameSecret } from '../secrets';
 import type { Secrets } from '../secrets';
 import { adoptAll } from './adoption';
-import { phaseAfter, shownAs } from './lifecycle';
-import type { Change, Phase } from './lifecycle';
+import { Deadlines } from './deadlines';
+import { ending, gone, newEntry, running, step } from './entry';
+import type { Entry } from './entry';
+import { matches } from './list-filter';
+import type { ListFilter } from './list-filter';
+import type { PauseMode } from './lifecycle';
 import { MachineStopper } from './machine-stopper';
 import { MetricsSampler } from './metrics';
 import type { MetricSample } from './metrics-history';
 import { accessOf } from './network';
 import type { Egress } from './network';
+import { NetworkChanges } from './network-changes';
+import { Pauses } from './pauses';
+import type { ConnectOptions } from './pauses';
 import { Pools } from './pools';
 import type { PoolsOptions } from './pools';
 import { CreateRates } from './quotas';
 import type { TeamLimits } from './quotas';
-import { Reaper } from './reaper';
 import { Replays } from './replays';
+import { Announcer } from './sandbox-events';
+import type { SandboxEvents } from './sandbox-events';
 import { SandboxLog } from './sandbox-log';
 import type { EndReason } from './sandbox-log';
 import type { LogRecord } from './log-files';
@@ -32,29 +40,6 @@ import { SandboxStarter } from './starter';
 import type { Store } from './store';
 import { findTemplate } from './templates';
 import type { Template } from './templates';
-import { deadline } from './waiting';
-
-/**
- * What happens to sandboxes, told to whoever keeps something per sandbox. Called in order for one sandbox, never
- * before the change is visible through `find`. An exception in a callback is logged and changes nothing.
- */
-export interface SandboxEvents {
-  /** A create has ended, with `ok` or the word of its failure. */
-  onCreate?(outcome: { result: 'ok' | ErrorCode; pooled: boolean; seconds: number }): void;
-  /** A new sandbox runs. */
-  onReady?(sandbox: RunningSandbox): void;
-  /**
-   * A sandbox of an earlier process runs, with the kernels it has. One that was paused is told of at its resume, with
-   * the moment since when it was (milliseconds since the epoch).
-   */
-  onAdopted?(sandbox: RunningSandbox, pausedAt: number | undefined): void;
-  /** About to be frozen: its connections are to be dropped, its memory stays. */
-  onPaused?(sandboxId: string): void;
-  /** Thawed, with the kernels it had. */
-  onResumed?(sandbox: RunningSandbox): void;
-  /** Gone for good, told once. */
-  onEnded?(sandboxId: string): void;
-}
 
 export interface SandboxesOptions {
   runtime: Runtime;
@@ -78,35 +63,6 @@ export interface SandboxesOptions {
   now?: () => number;
 }
 
-export interface ListFilter {
-  states?: readonly Sandbox['state'][];
-  metadata?: ReadonlyMap<string, string>;
-  templateId?: string;
-  /** Milliseconds since the epoch, inclusive. */
-  startedAfter?: number;
-  order?: 'asc' | 'desc';
-}
-
-export interface ConnectOptions {
-  timeoutSeconds: number;
-  /** Only a paused sandbox is wanted: a running one is a conflict. */
-  mustBePaused?: boolean;
-  autoPause?: boolean;
-}
-
-/** A live sandbox with what only this class needs to know of it. */
-interface Entry {
-  readonly sandbox: RunningSandbox;
-  /** Changed by `step` alone, which keeps `sandbox.state` in line with it. */
-  phase: Phase;
-  /** The listeners have heard of it: not so for one that was taken over while paused. */
-  announced: boolean;
-  /** A pause or resume under way; settles without rejecting. Whoever starts the next one awaits it first. */
-  transition: Promise<void> | undefined;
-  /** The last change of its network; never rejects. The next one comes after it. */
-  networkTurn: Promise<void>;
-}
-
 /** A create under way. */
 interface Start {
   readonly teamId: string;
@@ -119,20 +75,8 @@ interface Start {
 const METRICS_INTERVAL_MS = 5_000;
 /** The first cell of a new sandbox comes first: asked beside it, the agent made it 12 ms slower (of 25). */
 const FIRST_METRICS_AFTER_MS = 250;
-/** How long a pause or resume may take. */
-const TRANSITION_TIMEOUT_MS = 30_000;
-/** How long new network rules may take. */
-const NETWORK_TIMEOUT_MS = 30_000;
-/** How long a machine may take to hear of its deadline; a hostile one may never answer. */
-const TELL_TIMEOUT_MS = 5_000;
 /** How long `close` waits for machines to end. */
 const CLOSE_TIMEOUT_MS = 20_000;
-/** How long traffic for a paused sandbox waits until that runs. */
-const WAKE_TIMEOUT_MS = 60_000;
-/** At least so long a sandbox runs that traffic has resumed. */
-const MIN_WOKEN_SECONDS = 300;
-/** A paused machine must not end itself by the deadline it had: the dead-man timer inside gets this one instead. */
-const PAUSED_DEADLINE_MS = 10 * 365 * 86_400_000;
 
 /**
  * Which sandboxes exist, until when, in which state. The only part that starts and ends machines.
@@ -157,9 +101,12 @@ export class Sandboxes {
   private readonly replays: Replays;
   /** Machines kept ready; undefined when there is no part that could make them ready. */
   readonly pools: Pools | undefined;
-  private readonly reaper: Reaper;
+  private readonly deadlines: Deadlines;
   private readonly metrics: MetricsSampler;
   private readonly log: SandboxLog;
+  private readonly announcer: Announcer;
+  private readonly pauses: Pauses;
+  private readonly networkChanges: NetworkChanges;
   private isAdopting = false;
   private closing: Promise<void> | undefined;
 
@@ -167,10 +114,11 @@ export class Sandboxes {
     this.options = options;
     this.now = options.now ?? Date.now;
     this.rates = new CreateRates(this.now);
-    this.reaper = new Reaper((id) => outsideScope(() => this.expire(id)), this.now);
     const { runtime, logger } = options;
+    this.announcer = new Announcer(options.events, logger);
     this.stopper = new MachineStopper(runtime, logger);
     this.replays = new Replays(options.store, (id) => this.live.get(id)?.sandbox);
+    this.deadlines = new Deadlines({ ...options, now: this.now, due: (id) => this.expire(id) });
     const parts = { ...options, now: this.now, stopper: this.stopper };
     this.pools =
       options.pool &&
@@ -194,6 +142,9 @@ export class Sandboxes {
       // Until all are taken over, any may be.
       isLive: (id) => this.isAdopting || this.live.has(id),
     });
+    const { log, metrics, deadlines, announcer } = this;
+    this.pauses = new Pauses({ ...options, now: this.now, log, metrics, deadlines, announcer });
+    this.networkChanges = new NetworkChanges({ ...options, log });
   }
 
   /** The soonest deadline of a team's sandboxes, when at the latest there is room for another one. */
@@ -313,7 +264,7 @@ export class Sandboxes {
     let pooled = false;
     const ended = (result: 'ok' | ErrorCode): void => {
       const seconds = (performance.now() - startedAt) / 1000;
-      this.tell('onCreate', (events) => events.onCreate?.({ result, pooled, seconds }));
+      this.announcer.tell('onCreate', (events) => events.onCreate?.({ result, pooled, seconds }));
     };
     try {
       const sandbox = await traced('sandbox.create', { 'cellbox.template': options.template }, () =>
@@ -399,7 +350,7 @@ export class Sandboxes {
     if (template === undefined) {
       throw new ServiceError('not_found', `template '${options.template}' not found`);
     }
-    this.checkTimeout(options.timeoutSeconds);
+    this.deadlines.check(options.timeoutSeconds);
     if (options.timeoutSeconds <= 0) {
       throw new ServiceError('invalid_argument', 'Timeout must be greater than 0');
     }
@@ -421,12 +372,11 @@ export class Sandboxes {
 
   private begin(sandbox: RunningSandbox, pooled: boolean): void {
     const { id, templateAlias, endAt } = sandbox;
-    const networkTurn = Promise.resolve();
-    this.take({ sandbox, phase: 'running', announced: true, transition: undefined, networkTurn });
+    this.take(newEntry(sandbox, 'running', true));
     this.options.logger.info({ sandboxId: id, template: templateAlias, endAt }, 'sandbox started');
     this.log.created(sandbox, pooled);
     this.metrics.start(sandbox, FIRST_METRICS_AFTER_MS);
-    this.tell('onReady', (events) => events.onReady?.(sandbox));
+    this.announcer.tell('onReady', (events) => events.onReady?.(sandbox));
   }
 
   /** From here on the sandbox is live: it has a deadline, and the end of its machine is noticed. */
@@ -434,7 +384,7 @@ export class Sandboxes {
     const { id, instance, state, endAt } = entry.sandbox;
     this.live.set(id, entry);
     this.teams.add(entry.sandbox.teamId);
-    if (state === 'running') this.setDeadline(entry, endAt);
+    if (state === 'running') this.deadlines.set(entry, endAt);
     void instance.ended.then((end) => outsideScope(() => this.onMachineEnd(entry, end)));
   }
 
@@ -451,38 +401,11 @@ export class Sandboxes {
 
   // --- the way out ----------------------------------------------------------------------------------------------
 
-  /** Replaces what a running sandbox may reach; resolves when it holds, also for connections that stand. */
+  /** Replaces what a sandbox may reach, running or paused; see `NetworkChanges.make`. */
   async setNetwork(teamId: string, id: string, egress: Egress): Promise<void> {
-    const entry = this.runningEntry(teamId, id);
+    const entry = this.entry(teamId, id, 'failed_precondition');
     this.checkNetwork(egress);
-    const change = entry.networkTurn.then(() => this.changeNetwork(entry, egress));
-    entry.networkTurn = change.catch(() => undefined); // the caller hears of it
-    await change;
-  }
-
-  private async changeNetwork({ sandbox }: Entry, egress: Egress): Promise<void> {
-    const { runtime, store, logger } = this.options;
-    const { id } = sandbox;
-    const setAccess = (to: Egress) =>
-      deadline(runtime.setNetwork(id, accessOf(to)), NETWORK_TIMEOUT_MS, 'Setting the network rules');
-    try {
-      await setAccess(egress);
-      // The machine first: after a crash in between it gets the old rules again, and nobody was told of the new.
-      await store.updateSandbox(id, egress);
-    } catch (error) {
-      if (this.live.get(id)?.sandbox !== sandbox) throw gone(id);
-      await setAccess(sandbox).catch((cause: unknown) =>
-        logger.error(
-          { sandboxId: id, err: cause },
-          'network rules that were not recorded could not be taken back',
-        ),
-      );
-      throw error;
-    }
-    sandbox.allowInternetAccess = egress.allowInternetAccess;
-    sandbox.allowOut = egress.allowOut;
-    sandbox.denyOut = egress.denyOut;
-    this.log.note(sandbox, 'info', 'What the sandbox may reach was changed');
+    await this.networkChanges.make(entry, egress);
   }
 
   // --- deadlines ------------------------------------------------------------------------------------------------
@@ -493,46 +416,14 @@ export class Sandboxes {
    */
   async setTimeout(teamId: string, id: string, seconds: number): Promise<void> {
     const entry = this.runningEntry(teamId, id);
-    await this.moveDeadline(entry, this.now() + seconds * 1000);
+    await this.deadlines.move(entry, this.now() + seconds * 1000);
   }
 
   /** Makes the sandbox live at least `seconds` (and 15 s) from now. */
   async refresh(teamId: string, id: string, seconds: number): Promise<void> {
     const entry = this.runningEntry(teamId, id);
     const wanted = this.now() + Math.max(seconds, MIN_REFRESH_SECONDS) * 1000;
-    if (wanted > entry.sandbox.endAt) await this.moveDeadline(entry, wanted);
-  }
-
-  private async moveDeadline(entry: Entry, wanted: number): Promise<void> {
-    const latest = entry.sandbox.runStartedAt + this.options.maxTimeoutSeconds * 1000;
-    if (latest <= this.now()) {
-      throw new ServiceError('invalid_argument', `The sandbox has reached its longest time-out`);
-    }
-    this.setDeadline(entry, Math.min(wanted, latest));
-    await this.options.store.updateSandbox(entry.sandbox.id, { endAt: entry.sandbox.endAt });
-  }
-
-  private setDeadline(entry: Entry, endAt: number): void {
-    entry.sandbox.endAt = endAt;
-    this.reaper.set(entry.sandbox.id, endAt);
-    // Only the dead-man timer inside hears of it late when this fails, and the next change tells it again.
-    void this.tellDeadline(entry, endAt);
-  }
-
-  private async tellDeadline(entry: Entry, endAt: number): Promise<void> {
-    const { id, instance } = entry.sandbox;
-    try {
-      await deadline(instance.setDeadline(endAt), TELL_TIMEOUT_MS, 'Telling the deadline');
-    } catch (error) {
-      this.options.logger.debug({ sandboxId: id, err: error }, 'a machine was not told its deadline');
-    }
-  }
-
-  private checkTimeout(seconds: number): void {
-    const max = this.options.maxTimeoutSeconds;
-    if (seconds <= max) return;
-    const text = max % 3600 === 0 ? `${max / 3600} hours` : `${max} seconds`;
-    throw new ServiceError('invalid_argument', `Timeout cannot be greater than ${text}`);
+    if (wanted > entry.sandbox.endAt) await this.deadlines.move(entry, wanted);
   }
 
   /** The deadline has passed. */
@@ -541,12 +432,12 @@ export class Sandboxes {
     // Whatever changes its state meanwhile gives it a deadline, or takes it away.
     if (entry?.phase !== 'running') return;
     const work = entry.sandbox.autoPause
-      ? this.pauseEntry(entry, 'deadline')
+      ? this.pauses.pause(entry, entry.sandbox.autoPauseMode, 'deadline')
       : this.endNow(entry, { reason: 'deadline' });
     work.catch((error: unknown) => {
       this.options.logger.error({ sandboxId: id, err: error }, 'a deadline could not be kept');
       if (this.live.get(id) === entry && entry.phase === 'running') {
-        // It could not be frozen: its time is up all the same.
+        // It could not be paused: its time is up all the same.
         return this.endNow(entry, { reason: 'deadline' }).catch(() => undefined); // logged where the machine is stopped
       }
       return undefined;
@@ -554,52 +445,10 @@ export class Sandboxes {
   }
 
   // --- pausing and coming back ----------------------------------------------------------------------------------
-  // What may follow what is in lifecycle.ts; why it is so, in docs/decisions/0013-pause.md.
 
-  /** Freezes memory and processors. A paused sandbox has no deadline. */
-  async pause(teamId: string, id: string): Promise<void> {
-    const entry = this.entry(teamId, id);
-    if (entry.phase !== 'running') {
-      throw new ServiceError(
-        'failed_precondition',
-        `Sandbox ${quoted(id)} is already paused or changing state`,
-      );
-    }
-    await this.pauseEntry(entry, 'request');
-  }
-
-  /** Of one that runs. */
-  private pauseEntry(entry: Entry, reason: 'request' | 'deadline'): Promise<void> {
-    const { sandbox } = entry;
-    const { store, logger } = this.options;
-    // From the first moment on it counts as paused, and traffic is refused: nothing may be half-frozen.
-    this.step(entry, 'pause');
-    return this.change(entry, async () => {
-      const before = sandbox.endAt;
-      sandbox.endAt = this.now();
-      this.reaper.clear(sandbox.id);
-      this.metrics.pause(sandbox.id);
-      this.tell('onPaused', (events) => events.onPaused?.(sandbox.id));
-      await this.tellDeadline(entry, this.now() + PAUSED_DEADLINE_MS);
-      try {
-        await this.setFrozen(entry, true);
-      } catch (error) {
-        // Whatever it is now, thawed is what the caller is going to find.
-        if (!isOver(entry)) await this.setFrozen(entry, false).catch(() => undefined); // most often it was never frozen
-        if (isOver(entry)) throw gone(sandbox.id);
-        this.step(entry, 'freeze-failed');
-        this.setDeadline(entry, before);
-        this.metrics.start(sandbox);
-        this.tell('onResumed', (events) => events.onResumed?.(sandbox));
-        this.log.note(sandbox, 'error', 'The sandbox could not be paused and goes on', { reason });
-        throw error;
-      }
-      if (isOver(entry)) throw gone(sandbox.id);
-      this.step(entry, 'frozen');
-      await store.updateSandbox(sandbox.id, { state: 'paused', endAt: sandbox.endAt });
-      logger.info({ sandboxId: sandbox.id }, 'sandbox paused');
-      this.log.note(sandbox, 'info', 'The sandbox was paused', { reason });
-    });
+  /** Freezes memory and processors, or ends all that runs and keeps the files. A paused sandbox has no deadline. */
+  async pause(teamId: string, id: string, mode: PauseMode = 'full'): Promise<void> {
+    await this.pauses.pause(this.entry(teamId, id), mode, 'request');
   }
 
   /**
@@ -611,111 +460,21 @@ export class Sandboxes {
     id: string,
     options: ConnectOptions,
   ): Promise<{ sandbox: Sandbox; resumed: boolean }> {
-    this.checkTimeout(options.timeoutSeconds);
+    this.deadlines.check(options.timeoutSeconds);
     const entry = this.entry(teamId, id, 'failed_precondition');
-    let resumed = false;
-    while (entry.transition !== undefined) await entry.transition;
-    if (isOver(entry)) throw ending(id);
-    if (entry.phase === 'paused') {
-      await this.resumeEntry(entry, options.timeoutSeconds, 'request');
-      resumed = true;
-    } else if (options.mustBePaused === true) {
-      throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is already running`);
-    }
-    const { sandbox } = entry;
-    if (options.autoPause !== undefined && options.autoPause !== sandbox.autoPause) {
-      sandbox.autoPause = options.autoPause;
-      await this.options.store.updateSandbox(id, { autoPause: options.autoPause });
-    }
-    const wanted = this.now() + options.timeoutSeconds * 1000;
-    if (!resumed && wanted > sandbox.endAt) await this.moveDeadline(entry, wanted);
-    return { sandbox, resumed };
+    const resumed = await this.pauses.connect(entry, options);
+    return { sandbox: entry.sandbox, resumed };
   }
 
   /**
-   * Resumes a sandbox that traffic has come for, for as long as it was created for. Whoever brings the traffic was
-   * found to have the right. Resolves when it runs.
+   * Resumes a sandbox that traffic has come for; see `Pauses.wake`.
    *
    * @throws ServiceError `not_found` when there is none that wants this, `deadline_exceeded` when it takes too long.
    */
   async wake(id: string): Promise<void> {
-    const deadlineAt = Date.now() + WAKE_TIMEOUT_MS;
-    const soon = (work: Promise<void>) =>
-      deadline(work, Math.max(0, deadlineAt - Date.now()), 'Resuming the sandbox');
     const entry = this.live.get(id);
     if (entry === undefined || this.closing !== undefined) throw gone(id);
-    while (entry.transition !== undefined) await soon(entry.transition);
-    if (isOver(entry)) throw gone(id);
-    if (entry.phase === 'running') return;
-    const { autoResume, timeoutSeconds } = entry.sandbox;
-    if (!autoResume) throw gone(id);
-    const seconds = Math.min(Math.max(timeoutSeconds, MIN_WOKEN_SECONDS), this.options.maxTimeoutSeconds);
-    await soon(this.resumeEntry(entry, seconds, 'traffic'));
-  }
-
-  /** Of one that is paused. */
-  private resumeEntry(entry: Entry, timeoutSeconds: number, reason: 'request' | 'traffic'): Promise<void> {
-    const { sandbox } = entry;
-    const { store, logger } = this.options;
-    this.step(entry, 'resume');
-    return this.change(entry, async () => {
-      const pausedAt = sandbox.endAt;
-      let runStartedAt: number;
-      try {
-        await this.setFrozen(entry, false);
-        runStartedAt = this.now();
-        // Before anybody can use it: what is written down as paused would be frozen by the next service.
-        const endAt = runStartedAt + timeoutSeconds * 1000;
-        if (!isOver(entry)) await store.updateSandbox(sandbox.id, { state: 'running', runStartedAt, endAt });
-      } catch (error) {
-        if (!isOver(entry)) await this.setFrozen(entry, true).catch(() => undefined); // the next resume takes it as it is
-        if (isOver(entry)) throw ending(sandbox.id);
-        this.step(entry, 'thaw-failed');
-        throw error;
-      }
-      if (isOver(entry)) throw ending(sandbox.id);
-      // All of this in one go: whoever finds it running finds its kernels, too.
-      this.step(entry, 'thawed');
-      sandbox.runStartedAt = runStartedAt;
-      this.setDeadline(entry, runStartedAt + timeoutSeconds * 1000);
-      logger.info({ sandboxId: sandbox.id, endAt: sandbox.endAt }, 'sandbox resumed');
-      this.log.note(sandbox, 'info', 'The sandbox was resumed', { reason });
-      this.metrics.start(sandbox);
-      if (entry.announced) this.tell('onResumed', (events) => events.onResumed?.(sandbox));
-      else this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, pausedAt));
-      entry.announced = true;
-    });
-  }
-
-  /** Whatever it is now: an attempt that was given up may have been carried out after all. */
-  private async setFrozen(entry: Entry, frozen: boolean): Promise<void> {
-    const { runtime } = this.options;
-    const { id } = entry.sandbox;
-    const [work, what] = frozen
-      ? [() => runtime.pause(id), 'Pausing the sandbox']
-      : [() => runtime.resume(id), 'Resuming the sandbox'];
-    try {
-      await deadline(work(), TRANSITION_TIMEOUT_MS, what);
-    } catch (error) {
-      if (!(error instanceof ServiceError && error.code === 'failed_precondition')) throw error;
-    }
-  }
-
-  private step(entry: Entry, change: Change): void {
-    entry.phase = phaseAfter(entry.phase, change);
-    entry.sandbox.state = shownAs(entry.phase) ?? entry.sandbox.state;
-  }
-
-  /** Runs one change of state; the next one waits for it. */
-  private change(entry: Entry, work: () => Promise<void>): Promise<void> {
-    const result = work();
-    const transition = result
-      .catch(() => undefined) // the caller of `change` hears of it
-      .then(() => {
-        if (entry.transition === transition) entry.transition = undefined;
-      });
-    entry.transition = transition;
-    return result;
+    await this.pauses.wake(entry);
   }
 
   // --- ending ---------------------------------------------------------------------------------------------------
@@ -734,8 +493,8 @@ export class Sandboxes {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;
     this.live.delete(id);
-    this.step(entry, 'end');
-    this.reaper.clear(id);
+    step(entry, 'end');
+    this.deadlines.clear(id);
     this.killing.set(id, teamId);
     const noted = this.log.ended(entry.sandbox, why);
     void this.log.prune();
@@ -743,7 +502,7 @@ export class Sandboxes {
     this.stopper.stop(id, after === undefined ? noted : after.then(() => noted));
     this.pools?.wake();
     this.metrics.forget(id);
-    this.tell('onEnded', (events) => events.onEnded?.(id));
+    this.announcer.tell('onEnded', (events) => events.onEnded?.(id));
     try {
       // At once, not when the machine is gone: after a crash in between the machine is an orphan, which is ended.
       await this.options.store.removeSandbox(id);
@@ -758,13 +517,15 @@ export class Sandboxes {
   /** Brings store and machines together, once, before anything else is called; see `adoptAll`. */
   async adopt(): Promise<{ adopted: number; removed: number }> {
     const take = (sandbox: RunningSandbox): void => {
-      const { state } = sandbox;
+      const { id, state, pauseMode } = sandbox;
       const announced = state === 'running';
-      this.take({ sandbox, phase: state, announced, transition: undefined, networkTurn: Promise.resolve() });
+      const isHalted = pauseMode === 'filesystem';
+      this.take(newEntry(sandbox, isHalted ? 'halted' : state, announced));
       this.log.note(sandbox, 'info', 'The service was started again and took the sandbox over');
+      if (isHalted) this.announcer.tell('onPaused', (events) => events.onPaused?.(id, 'filesystem'));
       if (!announced) return;
       this.metrics.start(sandbox);
-      this.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
+      this.announcer.tell('onAdopted', (events) => events.onAdopted?.(sandbox, undefined));
     };
     const onRemoved = (sandbox: Pick<Sandbox, 'id' | 'teamId'>, detail: string): void => {
       void this.log.ended(sandbox, { reason: 'service_restarted', detail });
@@ -791,7 +552,7 @@ export class Sandboxes {
     const starts = [...this.starting];
     const emptied = this.pools?.close();
     for (const start of starts) start.abort.abort();
-    this.reaper.close();
+    this.deadlines.close();
     this.metrics.close();
     const timeout = new AbortController();
     const work = async () => {
@@ -837,49 +598,10 @@ export class Sandboxes {
   /** For what only makes sense on a running sandbox: a paused one is not found there, a changing one is a conflict. */
   private runningEntry(teamId: string, id: string): Entry {
     const entry = this.entry(teamId, id, 'failed_precondition');
-    if (entry.phase === 'pausing' || entry.phase === 'resuming') {
-      throw new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is changing its state`);
+    if (entry.phase !== 'running' && entry.transition !== undefined) {
+      throw new ServiceError('failed_precondition', `Sandbox "${id}" is changing its state`);
     }
     if (entry.phase !== 'running') throw gone(id);
     return entry;
   }
-
-  private tell(name: keyof SandboxEvents, call: (events: SandboxEvents) => void): void {
-    try {
-      if (this.options.events !== undefined) call(this.options.events);
-    } catch (error) {
-      this.options.logger.error({ event: name, err: error }, 'a listener for sandboxes failed');
-    }
-  }
-}
-
-function running(entry: Entry): RunningSandbox | undefined {
-  return entry.phase === 'running' ? entry.sandbox : undefined;
-}
-
-/** Asked again after each wait: it can end at any moment. */
-function isOver(entry: Entry): boolean {
-  return entry.phase === 'ended';
-}
-
-function matches(sandbox: Sandbox, filter: ListFilter): boolean {
-  if (filter.states !== undefined && !filter.states.includes(sandbox.state)) return false;
-  if (filter.templateId !== undefined && filter.templateId !== sandbox.templateId) return false;
-  if (filter.startedAfter !== undefined && sandbox.startedAt < filter.startedAfter) return false;
-  for (const [key, value] of filter.metadata ?? []) {
-    if (!Object.hasOwn(sandbox.metadata, key) || sandbox.metadata[key] !== value) return false;
-  }
-  return true;
-}
-
-function quoted(id: string): string {
-  return `"${id}"`;
-}
-
-function gone(id: string): ServiceError {
-  return new ServiceError('not_found', `Sandbox ${quoted(id)} doesn't exist or you don't have access to it`);
-}
-
-function ending(id: string): ServiceError {
-  return new ServiceError('failed_precondition', `Sandbox ${quoted(id)} is being killed`);
 }

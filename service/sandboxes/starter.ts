@@ -4,12 +4,12 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { traced } from '../observability/scope';
 import { initAgentAgain } from '../runtime/instance-start';
-import type { Instance, InstanceSpec, Resources, Runtime } from '../runtime/runtime';
+import type { Instance, Resources, Runtime } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
 import type { MachineStopper } from './machine-stopper';
 import { accessOf } from './network';
 import type { Pools } from './pools';
-import { newSandboxId, ownEnv, resourcesOf, withTokens } from './sandbox';
+import { newSandboxId, ownEnv, resourcesOf, specOf, withTokens } from './sandbox';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import type { Store, StoredSandbox } from './store';
 import type { Template } from './templates';
@@ -188,10 +188,12 @@ export class SandboxStarter {
       templateId: template.id,
       templateAlias: template.alias,
       state: 'starting',
+      pauseMode: undefined,
       startedAt: now,
       runStartedAt: now,
       endAt: now + this.options.startTimeoutMs + options.timeoutSeconds * 1000,
       autoPause: options.autoPause,
+      autoPauseMode: options.autoPauseMode,
       autoResume: options.autoResume,
       timeoutSeconds: options.timeoutSeconds,
       metadata: options.metadata,
@@ -220,18 +222,6 @@ export class SandboxStarter {
     if (cause instanceof ServiceError) return cause;
     return new ServiceError('internal', 'The sandbox could not be started', { cause });
   }
-}
-
-function specOf(sandbox: Sandbox): InstanceSpec {
-  return {
-    id: sandbox.id,
-    env: sandbox.env,
-    resources: sandbox.resources,
-    network: accessOf(sandbox),
-    labels: { team: sandbox.teamId, template: sandbox.templateId },
-    ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
-    deadlineAt: sandbox.endAt,
-  };
 }
 
 function ignore(): void {

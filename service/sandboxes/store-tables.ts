@@ -32,7 +32,10 @@ export interface Tables {
     started_at: number;
     run_started_at: number;
     end_at: number;
+    /** Of the pause that it is in, if it is in one. */
+    pause_mode: 'full' | 'filesystem';
     auto_pause: number;
+    auto_pause_mode: 'full' | 'filesystem';
     auto_resume: number;
     /** What it was created with. */
     timeout_seconds: number;
@@ -148,6 +151,16 @@ export const MIGRATIONS: Record<string, Migration> = {
         await db.schema
           .alterTable('sandboxes')
           .addColumn(column, 'text', (each) => each.notNull().defaultTo('[]'))
+          .execute();
+      }
+    },
+  },
+  '0005-pause-mode': {
+    async up(db) {
+      for (const column of ['pause_mode', 'auto_pause_mode']) {
+        await db.schema
+          .alterTable('sandboxes')
+          .addColumn(column, 'varchar(16)', (each) => each.notNull().defaultTo('full'))
           .execute();
       }
     },

@@ -2,6 +2,7 @@ import { sql } from 'kysely';
 import type { Kysely, Selectable } from 'kysely';
 import { ServiceError } from '../errors';
 import type { Check } from '../runtime/runtime';
+import type { PauseMode } from './lifecycle';
 import type { Egress } from './network';
 import type { Sandbox } from './sandbox';
 import { openDatabase } from './store-database';
@@ -87,13 +88,15 @@ export class Store {
   async updateSandbox(
     id: string,
     changes: Partial<
-      Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'> & Egress
+      Pick<StoredSandbox, 'state' | 'endAt' | 'startedAt' | 'runStartedAt' | 'autoPause'> &
+        Egress & { pauseMode: PauseMode }
     >,
   ): Promise<void> {
     await this.db
       .updateTable('sandboxes')
       .set({
         ...(changes.state !== undefined && { state: changes.state }),
+        ...(changes.pauseMode !== undefined && { pause_mode: changes.pauseMode }),
         ...(changes.endAt !== undefined && { end_at: changes.endAt }),
         ...(changes.startedAt !== undefined && { started_at: changes.startedAt }),
         ...(changes.runStartedAt !== undefined && { run_started_at: changes.runStartedAt }),
@@ -167,7 +170,9 @@ function toRow(sandbox: StoredSandbox, serviceId: string): Tables['sandboxes'] {
     started_at: sandbox.startedAt,
     run_started_at: sandbox.runStartedAt,
     end_at: sandbox.endAt,
+    pause_mode: sandbox.pauseMode ?? 'full',
     auto_pause: Number(sandbox.autoPause),
+    auto_pause_mode: sandbox.autoPauseMode,
     auto_resume: Number(sandbox.autoResume),
     timeout_seconds: sandbox.timeoutSeconds,
     metadata: JSON.stringify(sandbox.metadata),
@@ -192,10 +197,12 @@ function fromRow(row: Selectable<Tables['sandboxes']>): StoredSandbox {
     templateId: row.template_id,
     templateAlias: row.template_alias,
     state: row.state,
+    pauseMode: row.state === 'paused' ? row.pause_mode : undefined,
     startedAt: Number(row.started_at),
     runStartedAt: Number(row.run_started_at),
     endAt: Number(row.end_at),
     autoPause: row.auto_pause === 1,
+    autoPauseMode: row.auto_pause_mode,
     autoResume: row.auto_resume === 1,
     timeoutSeconds: row.timeout_seconds,
     metadata: JSON.parse(row.metadata) as StoredSandbox['metadata'],

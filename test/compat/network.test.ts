@@ -65,6 +65,29 @@ describeWithJsSdks('network rules', ({ sdk, runtime }) => {
     await sandbox.kill();
   }, 120_000);
 
+  it('are replaced while the sandbox is paused', async () => {
+    const [frozen, halted, closed] = await Promise.all([
+      sdk.Sandbox.create(),
+      sdk.Sandbox.create(),
+      sdk.Sandbox.create({ allowInternetAccess: false }),
+    ]);
+    await frozen.pause();
+    for (const { sandboxId } of [halted, closed])
+      await sdk.Sandbox.pause(sandboxId, { keepMemory: false } as object);
+    for (const { sandboxId } of [frozen, halted])
+      await sdk.Sandbox.updateNetwork(sandboxId, { denyOut: [DENIED] });
+    await sdk.Sandbox.updateNetwork(closed.sandboxId, { allowInternetAccess: false, allowOut: [ALLOWED] });
+    for (const sandbox of [frozen, halted, closed]) {
+      await sandbox.connect();
+      expect(await attempt(sandbox, DENIED)).toBe('ECONNREFUSED');
+      // It stays over another start.
+      await sdk.Sandbox.pause(sandbox.sandboxId, { keepMemory: false } as object);
+      await sandbox.connect();
+      expect(await attempt(sandbox, DENIED)).toBe('ECONNREFUSED');
+      await sandbox.kill();
+    }
+  }, 240_000);
+
   it('let a sandbox that began without internet access out as far as they say', async () => {
     const sandbox = await sdk.Sandbox.create({ allowInternetAccess: false });
     await sandbox.runCode('x = 41');

@@ -41,7 +41,7 @@ n
 const count = async (sandbox: Sandbox): Promise<number> =>
   Number(await sandbox.files.read('count').catch(() => '0'));
 
-describeWithJsSdks('pause and resume', ({ sdk }) => {
+describeWithJsSdks('pause and resume', ({ sdk, generation }) => {
   const create = (more: object = {}): Promise<Sandbox> =>
     sdk.Sandbox.create({ timeoutMs: 10 * MINUTES, ...more });
   const stateOf = async (id: string) => (await sdk.Sandbox.getInfo(id)).state;
@@ -157,13 +157,49 @@ describeWithJsSdks('pause and resume', ({ sdk }) => {
     await expect(sdk.Sandbox.connect(sandbox.sandboxId)).rejects.toThrow();
   }, 60_000);
 
-  it('are refused where only files were to be kept', async () => {
-    const sandbox = await create();
+  it('keep files alone where that was asked for, at the deadline too', async () => {
+    const sandbox = await create({ envs: { COLOUR: 'blue' } });
     const { sandboxId } = sandbox;
-    await expect(sdk.Sandbox.pause(sandboxId, { keepMemory: false } as object)).rejects.toThrow(
-      /not implemented/,
+    await sandbox.files.write('a.txt', 'content');
+    await sandbox.runCode('x = 41');
+    const command = await sandbox.commands.run('sleep 600', { background: true, timeoutMs: 0 });
+    const ended = command.wait().then(
+      () => 'ended',
+      () => 'broken off',
     );
-    expect(await stateOf(sandboxId)).toBe('running');
+    const filesAlone = { keepMemory: false } as object; // newer than some of the types
+    expect(await sdk.Sandbox.pause(sandboxId, filesAlone)).toBe(true);
+    expect(await sdk.Sandbox.pause(sandboxId, filesAlone)).toBe(false);
+    expect(await ended).toBe('broken off');
+    expect(await stateOf(sandboxId)).toBe('paused');
+    const again = await sdk.Sandbox.connect(sandboxId, { timeoutMs: MINUTES });
+    expect(await again.files.read('a.txt')).toBe('content');
+    expect((await again.runCode('"x" in globals(), __import__("os").environ["COLOUR"]')).text).toBe(
+      "(False, 'blue')",
+    );
+    // The old object is as good.
+    expect((await sandbox.commands.run('echo $COLOUR; pgrep -x sleep || true')).stdout).toBe('blue\n');
     await sandbox.kill();
-  }, 60_000);
+
+    const onTimeout = { action: 'pause', keepMemory: false };
+    const timed = await create({ lifecycle: { onTimeout } as object });
+    await timed.files.write('a.txt', 'content');
+    await timed.runCode('x = 41');
+    await timed.setTimeout(500);
+    await until('the deadline', async () => (await stateOf(timed.sandboxId)) === 'paused', 20_000);
+    await timed.connect();
+    expect((await timed.runCode('"x" in globals(), open("a.txt").read()')).text).toBe("(False, 'content')");
+    await timed.kill();
+  }, 120_000);
+
+  if (generation === 'newest') {
+    it('start anew without the memory where that was asked for', async () => {
+      const sandbox = await create();
+      await sandbox.runCode('x = 41; open("a.txt", "w").write("content")');
+      await sandbox.pause();
+      const again = await sdk.Sandbox.connect(sandbox.sandboxId, { onResume: 'reboot' } as object);
+      expect((await again.runCode('"x" in globals(), open("a.txt").read()')).text).toBe("(False, 'content')");
+      await sandbox.kill();
+    }, 60_000);
+  }
 });

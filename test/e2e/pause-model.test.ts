@@ -4,11 +4,13 @@ import type { StartedService } from '../started-service';
 import type { Client } from './client';
 import { startAgain, until } from './recovery-client';
 
-/** What a client knows of its sandbox: whether it is there, and a variable that it counts up. */
+/** What a client knows of its sandbox: whether it is there, a variable that it counts up, and a file that grows. */
 interface Model {
   state: 'running' | 'paused' | 'gone';
   count: number;
+  runs: number;
   readonly autoPause: boolean;
+  readonly autoPauseMemory: boolean;
   readonly autoResume: boolean;
 }
 
@@ -18,6 +20,13 @@ interface Real {
   client(): Client;
   restart(): Promise<void>;
 }
+
+/** Variables go with a pause that keeps files alone, and files never do. */
+const COUNT = `
+x = globals().get('x', 0) + 1
+with open('runs', 'a') as runs: _ = runs.write('.')
+(x, __import__('os').path.getsize('runs'))
+`;
 
 type Command = fc.AsyncCommand<Model, Real>;
 
@@ -45,20 +54,37 @@ async function status({ client, id }: Real, method: string, path: string, body?:
 }
 
 const run = command('run', async (model, { client, id }) => {
-  const response = await client().execute(id, { code: 'x += 1\nx' });
+  const response = await client().execute(id, { code: COUNT });
   const text = await response.text();
   if (model.state === 'gone' || (model.state === 'paused' && !model.autoResume)) {
     expect(response.status).toBe(502);
     return;
   }
   model.state = 'running';
-  expect([response.status, text]).toEqual([200, expect.stringContaining(`"text":"${++model.count}"`)]);
+  const told = `"text":"(${++model.count}, ${++model.runs})"`;
+  expect([response.status, text]).toEqual([200, expect.stringContaining(told)]);
 });
 
 const pause = command('pause', async (model, real) => {
   const wanted = { running: 204, paused: 409, gone: 404 }[model.state];
   expect(await status(real, 'POST', '/pause')).toBe(wanted);
   if (model.state === 'running') model.state = 'paused';
+});
+
+const halt = command('pause with files alone', async (model, real) => {
+  const wanted = { running: 204, paused: 409, gone: 404 }[model.state];
+  expect(await status(real, 'POST', '/pause', { memory: false })).toBe(wanted);
+  if (model.state !== 'running') return;
+  model.state = 'paused';
+  model.count = 0;
+});
+
+const reboot = command('connect without the memory', async (model, real) => {
+  const wanted = { running: 200, paused: 201, gone: 404 }[model.state];
+  expect(await status(real, 'POST', '/connect', { timeout: 600, memory: false })).toBe(wanted);
+  if (model.state !== 'paused') return;
+  model.state = 'running';
+  model.count = 0;
 });
 
 const connect = command('connect', async (model, real) => {
@@ -80,6 +106,7 @@ const expire = command('the deadline passes', async (model, real) => {
   expect(await status(real, 'POST', '/timeout', { timeout: 0 })).toBe(model.state === 'running' ? 204 : 404);
   if (model.state !== 'running') return;
   model.state = model.autoPause ? 'paused' : 'gone';
+  if (!model.autoPauseMemory) model.count = 0;
   await until(async () => (await stateOf(real)) === model.state);
 });
 
@@ -91,7 +118,23 @@ const kill = command('kill', async (model, real) => {
 const restart = command('the service is killed and started again', (_model, real) => real.restart());
 
 /** Weighted by how often each stands here. */
-const COMMANDS = [run, run, run, pause, pause, pause, connect, connect, together, expire, restart, kill];
+const COMMANDS = [
+  run,
+  run,
+  run,
+  run,
+  pause,
+  pause,
+  halt,
+  halt,
+  reboot,
+  connect,
+  connect,
+  together,
+  expire,
+  restart,
+  kill,
+];
 
 for (const { runtime, skip } of runtimesUnderTest()) {
   (skip === undefined ? describe : describe.skip)(`a sandbox on the ${runtime} runtime`, () => {
@@ -108,12 +151,21 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       await fc.assert(
         fc.asyncProperty(
           fc.commands([fc.constantFrom(...COMMANDS)], { maxCommands: 14, size: 'max' }),
+          fc.constantFrom('kill', 'pause', 'halt'),
           fc.boolean(),
-          fc.boolean(),
-          async (commands, autoPause, autoResume) => {
-            const id = await client.create({ autoPause, autoResume: { enabled: autoResume } });
-            await client.run(id, 'x = 0');
-            const model: Model = { state: 'running', count: 0, autoPause, autoResume };
+          async (commands, onTimeout, isWoken) => {
+            const autoPause = onTimeout !== 'kill';
+            const autoPauseMemory = onTimeout !== 'halt';
+            const autoResume = isWoken && autoPauseMemory; // one can't ask for both
+            const id = await client.create({
+              autoPause,
+              ...(!autoPauseMemory && { autoPauseMemory }),
+              autoResume: { enabled: autoResume },
+            });
+            const model: Model = {
+              ...{ state: 'running', count: 0, runs: 0 },
+              ...{ autoPause, autoPauseMemory, autoResume },
+            };
             const real: Real = {
               id,
               client: () => client,

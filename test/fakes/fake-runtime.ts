@@ -47,6 +47,8 @@ export class FakeMachine {
   accessToken: string | undefined;
   env: Record<string, string>;
   network: NetworkAccess;
+  /** How often it was started again. */
+  boots = 0;
   /** What its programs said. */
   readonly output: OutputLine[] = [];
   /** Answers of the agent to `/init` and `/health`, when it is not well. */
@@ -112,8 +114,25 @@ export class FakeMachine {
     this.thaw.open();
   }
 
+  /** Nothing runs any more; servers that tests gave it answer again after `boot`. */
+  halt(): void {
+    this.state = 'halted';
+    this.thaw.open();
+    for (const socket of this.streams) socket.resetAndDestroy();
+  }
+
+  boot(spec: InstanceSpec): void {
+    this.state = 'running';
+    this.boots++;
+    this.accessToken = spec.accessToken;
+    this.env = spec.env;
+    this.network = spec.network;
+    this.deadlineAt = spec.deadlineAt;
+  }
+
   dial(port: number): Promise<Socket> {
     const address = this.servers.get(port)?.address() as AddressInfo | null | undefined;
+    if (this.state === 'halted') return Promise.reject(new ServiceError('unavailable', 'it is halted'));
     if (this.state === 'dead') return Promise.reject(new ServiceError('unavailable', 'the machine is gone'));
     if (address == null) return Promise.reject(new ServiceError('not_found', `port ${port} is closed`));
     return new Promise((resolve, reject) => {
@@ -155,6 +174,8 @@ export class FakeEngine {
   beforeStop: (id: string) => Promise<void> = () => Promise.resolve();
   beforePause: (id: string) => Promise<void> = () => Promise.resolve();
   beforeResume: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeHalt: (id: string) => Promise<void> = () => Promise.resolve();
+  beforeBoot: (spec: InstanceSpec) => Promise<void> = () => Promise.resolve();
   beforeSetNetwork: (id: string, access: NetworkAccess) => Promise<void> = () => Promise.resolve();
   beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
 
@@ -260,6 +281,20 @@ export class FakeRuntime implements Runtime {
     machine.unfreeze();
   }
 
+  async halt(id: string): Promise<void> {
+    await this.engine.beforeHalt(id);
+    this.engine.machine(id).halt();
+  }
+
+  async boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void> {
+    const machine = this.engine.machine(spec.id);
+    machine.halt();
+    await this.engine.beforeBoot(spec);
+    await nextTurn();
+    refuseAborted(signal);
+    machine.boot(spec);
+  }
+
   async stop(id: string): Promise<void> {
     await this.engine.beforeStop(id);
     const machine = this.engine.machines.get(id);
@@ -269,7 +304,8 @@ export class FakeRuntime implements Runtime {
 
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {
     await this.engine.beforeSetNetwork(id, access);
-    this.engine.machine(id).network = access;
+    const machine = this.engine.machine(id);
+    if (machine.state !== 'halted') machine.network = access; // that one gets it from its boot
   }
 
   async stats(id: string): Promise<InstanceStats> {

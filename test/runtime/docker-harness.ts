@@ -135,7 +135,9 @@ export async function makeDockerHarness(
       return runtime;
     },
     leftovers: async () => [
-      ...(await containers('sandbox')).map((each) => `container ${each.Names.join()}`),
+      ...(await containers('sandbox')).map(
+        ({ State, Names }) => `${State === 'exited' ? 'stopped ' : ''}container ${Names.join()}`,
+      ),
       ...fs.readdirSync(path.join(dataDir, 'tunnels')).map((name) => `directory tunnels/${name}`),
       ...(
         await docker.listVolumes({ filters: JSON.stringify({ label: [`${LABELS.service}=${serviceId}`] }) })

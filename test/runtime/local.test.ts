@@ -89,7 +89,7 @@ describe.each([
       await harness.killFromOutside(instance.id);
       expect(await instance.ended).toMatchObject({ reason: 'exited' });
       expect(await processesWith(word)).toEqual([]);
-      expect(await harness.runtime.list()).toEqual([expect.objectContaining({ state: 'dead' })]);
+      expect(await harness.runtime.list()).toEqual([expect.objectContaining({ state: 'halted' })]);
     });
 
     it('keeps variables, files and processes when the service goes and comes back', async () => {

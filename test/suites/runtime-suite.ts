@@ -311,6 +311,8 @@ export function runRuntimeSuite(
       await expect(runtime.adopt(id)).rejects.toMatchObject({ code: 'not_found' });
       await expect(runtime.pause(id)).rejects.toMatchObject({ code: 'not_found' });
       await expect(runtime.resume(id)).rejects.toMatchObject({ code: 'not_found' });
+      await expect(runtime.halt(id)).rejects.toMatchObject({ code: 'not_found' });
+      await expect(runtime.boot(instanceSpec({ id }))).rejects.toMatchObject({ code: 'not_found' });
       await expect(runtime.stats(id)).rejects.toMatchObject({ code: 'not_found' });
     });
 
@@ -419,6 +421,131 @@ export function runRuntimeSuite(
       if (stats.memoryLimitBytes !== undefined) expect(stats.memoryLimitBytes).toBe(1024 * 1024 * 1024);
     });
 
+    when([], 'halts a machine, and boots it with its handle and what it is told then', async () => {
+      const spec = instanceSpec({ env: { ROUND: '1' } });
+      const instance = await runtime.start(spec);
+      let isOver = false;
+      void instance.ended.then(() => (isOver = true));
+      const stream = await instance.dial(AGENT_PORT);
+      const gone = closed(stream);
+      await runtime.halt(spec.id);
+      await within('stream closed', 5_000, gone);
+      await runtime.halt(spec.id);
+      expect((await runtime.list()).map((record) => record.state)).toEqual(['halted']);
+      await expect(within('refusal', 2_000, instance.dial(AGENT_PORT))).rejects.toMatchObject({
+        code: 'unavailable',
+      });
+      for (const round of ['2', '3']) {
+        // The second time it runs when it is booted.
+        await runtime.boot({ ...spec, env: { ROUND: round }, accessToken: `token-${round}` });
+        expect((await runtime.list()).map((record) => record.state)).toEqual(['running']);
+        expect(await request(instance, AGENT_PORT, '/health')).toMatchObject({ status: 204 });
+        if (lacks.has('tokens')) continue;
+        expect((await request(instance, AGENT_PORT, '/envs')).status).toBe(401);
+        const headers = { 'x-access-token': `token-${round}` };
+        const envs = await request(instance, AGENT_PORT, '/envs', { headers });
+        expect(JSON.parse(envs.body)).toMatchObject({ ROUND: round });
+      }
+      expect(isOver).toBe(false);
+    });
+
+    when(['run'], 'keeps the files of a machine that it halts, and no process', async () => {
+      const spec = instanceSpec();
+      await runtime.start(spec);
+      const word = `left-${spec.id}`;
+      const run = async (command: string) => harness.run?.(spec.id, ['sh', '-c', command]);
+      await run(
+        `echo kept > /tmp/kept; (setsid sh -c 'while :; do sleep 1; done' ${word} >/dev/null 2>&1 &)`,
+      );
+      expect(await run('cat /proc/*/cmdline 2>/dev/null | tr "\\0" " "')).toContain(`sleep 1; done ${word}`);
+      await runtime.halt(spec.id);
+      await runtime.boot(spec);
+      expect(await run('cat /tmp/kept')).toBe('kept\n');
+      expect(await run('cat /proc/*/cmdline 2>/dev/null | tr "\\0" " "')).not.toContain(
+        `sleep 1; done ${word}`,
+      );
+    });
+
+    when(['gateway'], 'gives a machine that was halted its kernel gateway back', async () => {
+      const spec = instanceSpec();
+      const instance = await runtime.start(spec);
+      const ask = () =>
+        request(instance, GATEWAY_PORT, '/api', {
+          headers: { authorization: `token ${instance.gatewayToken}` },
+        });
+      await eventually(ask, 60_000);
+      await runtime.halt(spec.id);
+      await runtime.boot(spec);
+      expect((await eventually(ask, 60_000)).status).toBe(200);
+    });
+
+    when([], 'boots a machine that was frozen', async () => {
+      const spec = instanceSpec();
+      const instance = await runtime.start(spec);
+      await runtime.pause(spec.id);
+      await runtime.boot(spec);
+      expect((await runtime.list()).map((record) => record.state)).toEqual(['running']);
+      expect(await request(instance, AGENT_PORT, '/health')).toMatchObject({ status: 204 });
+    });
+
+    when(
+      ['adopt'],
+      'boots a machine that an earlier service has halted, or frozen and then halted',
+      async () => {
+        const [plain, frozen] = [instanceSpec(), instanceSpec()];
+        await Promise.all([plain, frozen].map((spec) => runtime.start(spec)));
+        await runtime.pause(frozen.id);
+        for (const { id } of [plain, frozen]) await runtime.halt(id);
+        runtime = await harness.restart();
+        expect((await runtime.list()).map((record) => record.state)).toEqual(['halted', 'halted']);
+        for (const spec of [plain, frozen]) {
+          const instance = await within('adopt()', 5_000, runtime.adopt(spec.id));
+          await expect(instance.dial(AGENT_PORT)).rejects.toMatchObject({ code: 'unavailable' });
+          await runtime.boot(spec);
+          expect(await request(instance, AGENT_PORT, '/health')).toMatchObject({ status: 204 });
+        }
+      },
+    );
+
+    when(['adopt'], 'halts a machine that it did not start or adopt', async () => {
+      const { id } = await runtime.start(instanceSpec());
+      runtime = await harness.restart();
+      await runtime.halt(id);
+      expect((await runtime.list()).map((record) => record.state)).toEqual(['halted']);
+    });
+
+    when([], 'stops a halted machine, which leaves nothing', async () => {
+      const instance = await runtime.start(instanceSpec());
+      await runtime.halt(instance.id);
+      await runtime.stop(instance.id);
+      expect(await within('ended', 5_000, instance.ended)).toEqual({ reason: 'stopped' });
+      expect(await harness.leftovers()).toEqual([]);
+    });
+
+    when([], 'leaves a machine halted whose boot is given up, for the next boot', async () => {
+      const spec = instanceSpec();
+      const instance = await runtime.start(spec);
+      await runtime.halt(spec.id);
+      const controller = new AbortController();
+      const boot = runtime.boot(spec, controller.signal);
+      setImmediate(() => controller.abort());
+      await expect(within('rejection', 30_000, boot)).rejects.toBeInstanceOf(Error);
+      expect((await runtime.list()).map((record) => record.state)).toEqual(['halted']);
+      await runtime.boot(spec);
+      expect(await request(instance, AGENT_PORT, '/health')).toMatchObject({ status: 204 });
+    });
+
+    when(['kill'], 'tells a machine that was killed from outside after it was booted', async () => {
+      const spec = instanceSpec();
+      const instance = await runtime.start(spec);
+      await runtime.halt(spec.id);
+      await runtime.boot(spec);
+      await harness.killFromOutside?.(spec.id);
+      const end: InstanceEnd = await within('ended', 15_000, instance.ended);
+      expect(end).toEqual({ reason: 'exited', detail: expect.any(String) });
+      await runtime.stop(spec.id);
+    });
+
     when(['gateway'], 'tells what its own programs said, also while it is paused', async () => {
       const startedAt = Date.now();
       const { id } = await runtime.start(instanceSpec());
@@ -452,7 +579,7 @@ export function runRuntimeSuite(
         await runtime.close();
         await eventually(async () => {
           const left = await harness.leftovers();
-          // A directory without a process is cleared by the next service.
+          // A directory or container without a process is cleared by the next service.
           if (left.some((line) => /^(container|process)/.test(line))) throw new Error(left.join('; '));
         }, 30_000);
         runtime = await harness.restart();

@@ -40,6 +40,31 @@ def test_pause_at_the_deadline_and_resume_by_traffic():
     box.kill()
 
 
+def test_pause_with_files_alone():
+    box = Sandbox.create(timeout=120, envs={"COLOUR": "blue"})
+    box.files.write("a.txt", "content")
+    box.run_code("x = 41")
+    assert box.pause(keep_memory=False)
+    assert not box.pause(keep_memory=False)
+    assert state_of(box) == "paused"
+    again = Sandbox.connect(box.sandbox_id, timeout=120)
+    assert again.files.read("a.txt") == "content"
+    cell = again.run_code('"x" in globals(), __import__("os").environ["COLOUR"]')
+    assert cell.text == "(False, 'blue')"
+    again.kill()
+
+
+def test_pause_with_files_alone_at_the_deadline():
+    on_timeout = {"action": "pause", "keep_memory": False}
+    box = Sandbox.create(timeout=60, lifecycle={"on_timeout": on_timeout})
+    box.files.write("a.txt", "content")
+    box.set_timeout(1)
+    until(lambda: state_of(box) == "paused", deadline=20)
+    box.connect(timeout=60)
+    assert box.files.read("a.txt") == "content"
+    box.kill()
+
+
 def test_pause_and_connect_async():
     async def program():
         box = await AsyncSandbox.create(timeout=120)

@@ -188,7 +188,6 @@ describe('control plane', () => {
       [{ mcp: { browserbase: {} } }, 'mcp'],
       [{ iam: { tokens: { a: { audience: 'x', tokenType: 'JWT-SVID' } } } }, 'iam'],
       [{ volumeMounts: [{ name: 'v', path: '/v' }] }, 'volumeMounts'],
-      [{ autoPause: true, autoPauseMemory: false }, 'autoPauseMemory: false (a pause that keeps only files)'],
       [{ network: { allowOut: ['*.a.example'], denyOut: ['0.0.0.0/0'] } }, 'network.allowOut with domains'],
       [{ network: { egressProxy: { address: 'a:1' } } }, 'network.egressProxy'],
       [{ network: { rules: { 'a.example': [] } } }, 'network.rules'],
@@ -472,7 +471,8 @@ describe('control plane', () => {
       expect((await put({})).status).toBe(204);
       expect((await settings()).access).toBe('full');
       await api.ask('POST', `/sandboxes/${id}/pause`);
-      expect((await put({})).status).toBe(404);
+      expect((await put({ allow_internet_access: false })).status).toBe(204);
+      expect((await settings()).access).toBe('none');
     });
 
     it('is connected to, paused, resumed and extended with the exact statuses', async () => {
@@ -544,19 +544,42 @@ describe('control plane', () => {
       expect((await api.ask('POST', '/sandboxes/inone/refreshes')).status).toBe(404);
     });
 
-    it.each([
-      ['connect', { timeout: 1, memory: false }],
-      ['pause', { memory: false }],
-      ['pause', { requireHealthyGuest: true }],
-      ['resume', { memory: false }],
-    ])('refuses %s %j by name', async (action, body) => {
+    it('is paused without its memory, at its deadline too, and says so', async () => {
+      const id = await api.create({ autoPause: true, autoPauseMemory: false, timeout: 300 });
+      const post = (path: string, body?: unknown) => api.ask('POST', `/sandboxes/${id}/${path}`, { body });
+      const pauseMode = async () => {
+        const detail = (await api.ask('GET', `/sandboxes/${id}`)).body as { pauseMode?: string };
+        const [listed] = (await api.ask('GET', '/v2/sandboxes')).body as Array<{ pauseMode?: string }>;
+        expect(listed?.pauseMode).toBe(detail.pauseMode);
+        return detail.pauseMode;
+      };
+      expect(await pauseMode()).toBeUndefined();
+      expect((await post('pause', { memory: false })).status).toBe(204);
+      expect([await pauseMode(), api.engine.machine(id).state]).toEqual(['filesystem', 'halted']);
+      expect((await post('pause', { memory: false })).status).toBe(409);
+      expect((await post('connect', { timeout: 60 })).status).toBe(201);
+      expect([await pauseMode(), api.engine.machine(id).boots]).toEqual([undefined, 1]);
+      await post('pause');
+      expect(await pauseMode()).toBe('full');
+      expect((await post('connect', { timeout: 60, memory: false })).status).toBe(201);
+      expect(api.engine.machine(id).boots).toBe(2);
+      expect((await post('connect', { timeout: 60, memory: false })).status).toBe(200);
+      await post('pause');
+      expect((await post('resume', { timeout: 60, memory: false })).status).toBe(201);
+      expect(api.engine.machine(id).boots).toBe(3);
+      await post('timeout', { timeout: 0 });
+      for (const end = Date.now() + 5_000; (await pauseMode()) !== 'filesystem';)
+        if (Date.now() > end) throw new Error('the deadline did not come');
+    });
+
+    it.each([['pause', { requireHealthyGuest: true }]])('refuses %s %j by name', async (action, body) => {
       const id = await api.create();
       const answer = await api.ask('POST', `/sandboxes/${id}/${action}`, { body });
       expect([answer.status, answer.body]).toEqual([
         501,
         {
           code: 501,
-          message: expect.stringMatching(/^(memory|requireHealthyGuest).*is not implemented yet$/),
+          message: expect.stringMatching(/^requireHealthyGuest.*is not implemented yet$/),
         },
       ]);
     });

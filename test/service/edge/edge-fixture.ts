@@ -50,6 +50,7 @@ export function makeSandbox(
     startedAt: 0,
     runStartedAt: 0,
     autoPause: false,
+    autoPauseMode: 'full',
     autoResume: false,
     timeoutSeconds: 300,
     endAt: Number.MAX_SAFE_INTEGER,

@@ -212,3 +212,69 @@ it('leaves an end that was before the last use out of account', () => {
   expect(state.isUsed).toBe(false);
   expect(state.use()).toEqual({ signal: 'SIGTERM' });
 });
+
+describe('a sandbox that is halted and started again', () => {
+  /** All that runs goes, and what comes up is new. */
+  function reboot(): void {
+    fixture.interpreter.halt(fixture.machine.id);
+    fixture.gateway.crash();
+    fixture.interpreter.boot(fixture.machine);
+  }
+
+  it('tells the next execution of each default context that had variables, and no other', async () => {
+    await used();
+    await read(await submit('y <- 1', { language: 'r' }));
+    reboot();
+    const told = { type: 'state_lost', seq: 0, termination: 'sandbox_ended', remedy: expect.any(String) };
+    expect(await lossToldTo('a')).toEqual(told);
+    expect(await lossToldTo('b')).toBeUndefined();
+    expect(await lossToldTo('c', { language: 'r' })).toEqual(told);
+    expect(await lossToldTo('d', { language: 'javascript' })).toBeUndefined();
+  });
+
+  it('tells what nobody had heard before the next halt', async () => {
+    await used();
+    reboot();
+    reboot();
+    expect(await lossToldTo('a')).toMatchObject({ termination: 'sandbox_ended' });
+    reboot();
+    expect(await lossToldTo('b')).toMatchObject({ termination: 'sandbox_ended' });
+    expect(await lossToldTo('c')).toBeUndefined();
+  });
+
+  it('ends what runs and waits, which is all that is told of it', async () => {
+    await used();
+    fixture.gateway.script = (execution) => void execution.busy().input().stdout('first\n');
+    const running = await submit('loop()');
+    const waiting = await submit('later()');
+    for await (const line of decodeLines(running.log.read(0, new AbortController().signal)))
+      if ((line as OutputEvent).type === 'stdout') break;
+    reboot();
+    for (const { ending } of [running, waiting]) {
+      expect(ending).toMatchObject({ termination: 'sandbox_ended', state_survived: false });
+    }
+    expect(await read(running)).toContainEqual(expect.objectContaining({ type: 'stdout', text: 'first\n' }));
+    fixture.gateway.script = obedient;
+    expect(await lossToldTo('a')).toBeUndefined();
+  });
+
+  it('ends what a pause with memory had kept', async () => {
+    fixture.gateway.script = (execution) => void execution.busy().input();
+    const running = await submit('loop()');
+    await fixture.gateway.execution('loop()');
+    fixture.interpreter.suspend(fixture.machine.id);
+    expect(running.ending).toBeUndefined();
+    reboot();
+    expect(running.ending).toMatchObject({ termination: 'sandbox_ended', state_survived: false });
+  });
+
+  it('has the default contexts under their ids, and no other', async () => {
+    const list = async () => (await fixture.json('GET', '/contexts')) as Array<{ id: string }>;
+    await used();
+    const defaults = await list();
+    const { id } = (await fixture.json('POST', '/contexts', { language: 'python' })) as { id: string };
+    reboot();
+    expect(await list()).toEqual(defaults);
+    expect((await fixture.request('POST', '/execute', { code: '1', context_id: id })).status).toBe(404);
+  });
+});

@@ -386,3 +386,26 @@ it('forgets executions of sandboxes that are gone, with their directories', asyn
   await after.close();
   expect(fs.readdirSync(directory)).toEqual([]);
 });
+
+it('ends what ran in a sandbox that was halted while no service was there, and tells of variables that went', async () => {
+  const before = await serve();
+  const done = await run(before, 'y <- 1');
+  await read(done);
+  const { record } = await begin(before);
+  const after = await killAndServe(before);
+  after.halt(machine.id);
+  gateway.crash();
+  expect(after.findExecution(machine.id, record.id)).toMatchObject({
+    ending: { termination: 'sandbox_ended', state_survived: false },
+  });
+  gateway.script = obedient;
+  after.boot(machine);
+  // The end that was told says it all.
+  expect((await read(await run(after, '1')))[0]?.type).not.toBe('state_lost');
+  const last = await killAndServe(after);
+  last.halt(machine.id);
+  gateway.crash();
+  last.boot(machine);
+  const [first] = await read(await run(last, '2'));
+  expect(first).toMatchObject({ type: 'state_lost', termination: 'sandbox_ended' });
+});

@@ -121,7 +121,7 @@ describe('toRecord()', () => {
     ['paused', 'paused'],
     ['created', 'starting'],
     ['restarting', 'starting'],
-    ['exited', 'dead'],
+    ['exited', 'halted'],
     ['dead', 'dead'],
     ['removing', 'dead'],
     ['something-new', 'dead'],

@@ -1,6 +1,6 @@
 import { createLogger } from '../../../service/log';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
-import type { SandboxEvents } from '../../../service/sandboxes/sandboxes';
+import type { SandboxEvents } from '../../../service/sandboxes/sandbox-events';
 import { Store } from '../../../service/sandboxes/store';
 import { DEFAULT_TEAM_ID } from '../../../service/sandboxes/store-teams';
 import { Secrets } from '../../../service/secrets';

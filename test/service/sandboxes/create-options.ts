@@ -13,6 +13,7 @@ export function createOptions(overrides: Partial<CreateOptions> = {}): CreateOpt
     allowOut: [],
     denyOut: [],
     autoPause: false,
+    autoPauseMode: 'full',
     autoResume: false,
     ...overrides,
   };

@@ -24,6 +24,7 @@ function sandbox(id: string): StoredSandbox {
     runStartedAt: 1,
     endAt: 2,
     autoPause: false,
+    autoPauseMode: 'full',
     autoResume: false,
     timeoutSeconds: 300,
     metadata: {},

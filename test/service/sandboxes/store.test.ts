@@ -22,6 +22,7 @@ function sandbox(overrides: Partial<StoredSandbox> = {}): StoredSandbox {
     runStartedAt: 1_763_700_000_123,
     endAt: 1_763_700_300_123,
     autoPause: false,
+    autoPauseMode: 'full',
     autoResume: false,
     timeoutSeconds: 300,
     metadata: { 'käse "1"': "o'clock\0\ud800", empty: '' },
@@ -122,7 +123,13 @@ function runStoreSuite(place: Place): void {
   it('saves what changes and nothing else', async () => {
     await store.addSandbox(sandbox());
     await store.addSandbox(sandbox({ id: 'i2', startedAt: 5 }));
-    const changes = { state: 'paused', endAt: 7, runStartedAt: 8, autoPause: true } as const;
+    const changes = {
+      state: 'paused',
+      pauseMode: 'filesystem',
+      endAt: 7,
+      runStartedAt: 8,
+      autoPause: true,
+    } as const;
     const egress = { allowInternetAccess: false, allowOut: ['1.1.1.1'], denyOut: ['2.2.2.2', '::/0'] };
     await store.updateSandbox('i1', changes);
     await store.updateSandbox('i1', egress);

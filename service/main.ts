@@ -21,6 +21,7 @@ import { RequestObserver } from './observability/request-observer';
 import { openTracing } from './observability/tracing';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
+import { DiskWatch } from './sandboxes/disk-watch';
 import { accessOf } from './sandboxes/network';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
@@ -148,25 +149,45 @@ async function run(config: Config): Promise<void> {
     },
     events: {
       onCreate: (outcome) => metrics.createEnded(outcome),
-      onReady: (sandbox) => interpreter.prepare(machineOf(sandbox)),
-      onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
+      onReady: (sandbox) => {
+        interpreter.prepare(machineOf(sandbox));
+        disks?.start(sandbox);
+      },
+      onAdopted: (sandbox, pausedAt) => {
+        void interpreter.adopt(machineOf(sandbox), pausedAt);
+        disks?.start(sandbox);
+      },
       onPaused: (id) => {
         edge.drop(id);
         interpreter.suspend(id);
+        disks?.pause(id);
       },
-      onResumed: (sandbox) => void interpreter.resume(machineOf(sandbox)),
+      onResumed: (sandbox) => {
+        void interpreter.resume(machineOf(sandbox));
+        disks?.start(sandbox);
+      },
       onEnded: (id) => {
         edge.drop(id);
         interpreter.drop(id);
+        disks?.forget(id);
       },
     },
   });
+  const disks = runtime.limitsDisk
+    ? undefined
+    : new DiskWatch({
+        runtime,
+        logger,
+        note: (...line) => sandboxes.note(...line),
+        end: (id, detail) => sandboxes.end(id, { reason: 'disk_full', detail }),
+      });
   metrics.watch({
     sandboxes: () => sandboxes.counts,
     pools: () =>
       (sandboxes.pools?.list() ?? []).map(({ template, ...pool }) => ({ ...pool, template: template.alias })),
   });
-  const edge = new Edge({ domain, sandboxes, interpreter, logger, observer });
+  const isDiskFull = (id: string): boolean => disks?.isFull(id) ?? false;
+  const edge = new Edge({ domain, sandboxes, interpreter, isDiskFull, logger, observer });
   inbound = (id, port, stream) => {
     const sandbox = sandboxes.find(id);
     if (sandbox === undefined) stream.destroy();
@@ -215,6 +236,7 @@ async function run(config: Config): Promise<void> {
     deadline.unref();
     server.close();
     await sandboxes.close({ onStop });
+    disks?.close();
     await interpreter.close();
     edge.close();
     server.closeAllConnections();

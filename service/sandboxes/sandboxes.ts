@@ -733,6 +733,12 @@ export class Sandboxes {
     await this.endNow(this.entry(teamId, id), { reason: 'request' });
   }
 
+  /** Ends a sandbox for the service's own reasons; nothing when it is gone already. No rights checked. */
+  async end(id: string, why: EndReason): Promise<void> {
+    const entry = this.live.get(id);
+    if (entry !== undefined) await this.endNow(entry, why);
+  }
+
   private async endNow(entry: Entry, why: EndReason): Promise<void> {
     const { id, teamId } = entry.sandbox;
     if (this.live.get(id) !== entry) return;

@@ -21,9 +21,11 @@ import { RequestObserver } from './observability/request-observer';
 import { openTracing } from './observability/tracing';
 import { listen, openRuntime, ROOT } from './prepare';
 import type { InboundHandler } from './runtime/runtime';
+import { DiskWatch } from './sandboxes/disk-watch';
 import { accessOf } from './sandboxes/network';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
+import { openTemplates } from './sandboxes/template-settings';
 import { openSecrets } from './secrets';
 import { selfCheck } from './self-check';
 import { isTeamsCommand, runTeamsCli } from './teams/cli';
@@ -59,6 +61,7 @@ export async function main(argv: readonly string[]): Promise<void> {
 async function run(config: Config): Promise<void> {
   const started = Date.now();
   const pools = poolSizes(config);
+  const templates = openTemplates(config);
   openDataDir(config.dataDir);
   const unlock = lockDataDir(config.dataDir);
   process.once('exit', unlock);
@@ -98,6 +101,7 @@ async function run(config: Config): Promise<void> {
     logger,
     onInbound: (id, port, stream) => inbound(id, port, stream),
     onProgress: (line) => process.stderr.write(`${line}\n`),
+    maxOpenFiles: templates.maximum.openFiles,
     networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
   });
   const runtime = observeRuntime(engine, metrics);
@@ -128,6 +132,7 @@ async function run(config: Config): Promise<void> {
     secrets,
     logger,
     resources: config,
+    templates,
     maxSandboxes: config.maxSandboxes,
     limitsOf: (teamId) => teams.limitsOf(teamId),
     maxTimeoutSeconds: config.maxTimeoutSeconds,
@@ -147,27 +152,50 @@ async function run(config: Config): Promise<void> {
     },
     events: {
       onCreate: (outcome) => metrics.createEnded(outcome),
-      onReady: (sandbox) => interpreter.prepare(machineOf(sandbox), sandbox.gatewayWaits),
-      onAdopted: (sandbox, pausedAt) => void interpreter.adopt(machineOf(sandbox), pausedAt),
+      onReady: (sandbox) => {
+        interpreter.prepare(machineOf(sandbox), sandbox.gatewayWaits);
+        disks?.start(sandbox);
+      },
+      onAdopted: (sandbox, pausedAt) => {
+        void interpreter.adopt(machineOf(sandbox), pausedAt);
+        disks?.start(sandbox);
+      },
       onPaused: (id, keeps) => {
         edge.drop(id);
         if (keeps === 'full') interpreter.suspend(id);
         else interpreter.halt(id);
+        disks?.pause(id);
       },
-      onResumed: (sandbox) => void interpreter.resume(machineOf(sandbox)),
-      onBooted: (sandbox) => interpreter.boot(machineOf(sandbox)),
+      onResumed: (sandbox) => {
+        void interpreter.resume(machineOf(sandbox));
+        disks?.start(sandbox);
+      },
+      onBooted: (sandbox) => {
+        interpreter.boot(machineOf(sandbox));
+        disks?.start(sandbox);
+      },
       onEnded: (id) => {
         edge.drop(id);
         interpreter.drop(id);
+        disks?.forget(id);
       },
     },
   });
+  const disks = runtime.limitsDisk
+    ? undefined
+    : new DiskWatch({
+        runtime,
+        logger,
+        note: (...line) => sandboxes.note(...line),
+        end: (id, detail) => sandboxes.end(id, { reason: 'disk_full', detail }),
+      });
   metrics.watch({
     sandboxes: () => sandboxes.counts,
     pools: () =>
       (sandboxes.pools?.list() ?? []).map(({ template, ...pool }) => ({ ...pool, template: template.alias })),
   });
-  const edge = new Edge({ domain, sandboxes, interpreter, logger, observer });
+  const isDiskFull = (id: string): boolean => disks?.isFull(id) ?? false;
+  const edge = new Edge({ domain, sandboxes, interpreter, isDiskFull, logger, observer });
   inbound = (id, port, stream) => {
     const sandbox = sandboxes.find(id);
     if (sandbox === undefined) stream.destroy();
@@ -216,6 +244,7 @@ async function run(config: Config): Promise<void> {
     deadline.unref();
     server.close();
     await sandboxes.close({ onStop });
+    disks?.close();
     await interpreter.close();
     edge.close();
     server.closeAllConnections();

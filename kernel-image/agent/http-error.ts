@@ -17,7 +17,8 @@ export class HttpError extends Error {
   static from(error: unknown): HttpError {
     if (error instanceof HttpError) return error;
     const code = (error as NodeJS.ErrnoException | undefined)?.code;
-    if (code === 'ENOSPC' || code === 'EDQUOT') return new HttpError(507, 'not enough disk space available');
+    if (code === 'ENOSPC' || code === 'EDQUOT' || code === 'EFBIG')
+      return new HttpError(507, 'not enough disk space available');
     if (code === 'EACCES' || code === 'EPERM') return new HttpError(403, reason(error), { cause: error });
     return new HttpError(500, reason(error), { cause: error });
   }

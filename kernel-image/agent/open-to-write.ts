@@ -80,7 +80,8 @@ async function openExisting(
 /** A failed write as its caller is told; what has no answer of its own stays as it is. */
 export function writeFailure(error: unknown, apiPath: string, announcedBytes: number | undefined): unknown {
   const code = errorCode(error);
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
+  // The last: larger than any file may be here, which is the sandbox's whole disk.
+  if (code === 'ENOSPC' || code === 'EDQUOT' || code === 'EFBIG') {
     const size = announcedBytes === undefined ? '' : ` for ${announcedBytes} bytes`;
     return new HttpError(507, `not enough disk space available${size}: '${apiPath}'`, { cause: error });
   }

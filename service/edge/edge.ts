@@ -49,6 +49,8 @@ export interface EdgeOptions {
     wake(id: string): Promise<void>;
   };
   interpreter: { handle(machine: InterpreterMachine, req: IncomingMessage, res: ServerResponse): void };
+  /** Whether a sandbox has no room for uploads; where absent, its own disk says so. */
+  isDiskFull?: (id: string) => boolean;
   logger: Logger;
   /** Sees every request; without it none has an id. */
   observer?: RequestObserver;
@@ -265,6 +267,9 @@ export class Edge {
     }
     const sandbox = this.options.sandboxes.find(id);
     if (sandbox === undefined) return refused({ type: 'gone', sandboxId: id });
+    if (port === AGENT_PORT && isUpload(req) && this.options.isDiskFull?.(id) === true) {
+      return refused({ type: 'disk-full' });
+    }
     if (port !== AGENT_PORT && !sandbox.allowPublicTraffic) {
       const token = req.headers[HEADERS.trafficToken];
       if (token === undefined) return refused({ type: 'traffic-token-missing', sandboxId: id });
@@ -433,4 +438,9 @@ export function withoutUpgrade(
   text += 'Connection: close\r\n\r\n';
   socket.unshift(Buffer.concat([Buffer.from(text, 'latin1'), head]));
   server.emit('connection', socket);
+}
+
+/** Of files, by the agent's routes. */
+function isUpload({ method, url = '/' }: IncomingMessage): boolean {
+  return method === 'POST' && /^\/+files(?:[/?]|$)/.test(url);
 }

@@ -10,6 +10,7 @@ export type EdgeError =
   | { type: 'resume-slow'; sandboxId: string }
   | { type: 'resume-failed' }
   | { type: 'reserved-path'; path: string }
+  | { type: 'disk-full' }
   | { type: 'wrong-signature' }
   | { type: 'bad-request'; message: string }
   | { type: 'no-tls'; port: number }
@@ -21,6 +22,8 @@ interface Rendered {
   body: Record<string, string | number> | string;
 }
 
+const DISK_FULL =
+  'not enough disk space available: the sandbox uses more disk than it may; remove some files';
 const TRAFFIC_HEADER = "'e2b-traffic-access-token'";
 
 /** Status and body of each error; the order of keys is part of the wire format. */
@@ -72,6 +75,9 @@ export function renderError(error: EdgeError): Rendered {
         status: 404,
         body: { message: 'This path is not reachable from outside the sandbox', path: error.path, code: 404 },
       };
+    case 'disk-full':
+      // As the agent's own answer where the disk itself refuses.
+      return { status: 507, body: { code: 507, message: DISK_FULL } };
     case 'wrong-signature':
       return { status: 401, body: { code: 401, message: 'invalid signature' } };
     case 'bad-request':

@@ -28,6 +28,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     get caveats() {
       return runtime.caveats;
     },
+    limitsDisk: runtime.limitsDisk,
     whyNoNetworkRules: runtime.whyNoNetworkRules,
     // Its failures are an answer, and told by `/health`.
     check: () => runtime.check(),
@@ -41,6 +42,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
     setNetwork: (id, access) => observed('network', id, () => runtime.setNetwork(id, access)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),
+    diskUsage: (id) => observed('disk', id, () => runtime.diskUsage(id)),
     output: (id) => observed('output', id, () => runtime.output(id)),
     close: () => runtime.close(),
   };

@@ -1,4 +1,5 @@
 import type Dockerode from 'dockerode';
+import { largestFileBytes } from './instance-start';
 import type { InstanceRecord, InstanceSpec, InstanceStats, OutputLine, Resources } from './runtime';
 
 /** Where the agent finds the service's socket: the read-only mount of the tunnel's directory. */
@@ -107,13 +108,17 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
 export function resourceLimits(resources: Resources, limits: EngineLimits): Dockerode.HostConfig {
   const memory = resources.memoryMB * 1024 * 1024;
   const openFiles = Math.min(resources.openFiles, limits.openFiles ?? Infinity);
+  const fileBytes = largestFileBytes(resources);
   const cpus = Math.min(resources.cpuCount, limits.cpus ?? Infinity);
   return {
     Memory: memory,
     MemorySwap: memory, // memory and swap together: none is left for swap
     NanoCpus: Math.round(cpus * 1e9),
     PidsLimit: resources.pids,
-    Ulimits: [{ Name: 'nofile', Soft: openFiles, Hard: openFiles }],
+    Ulimits: [
+      { Name: 'nofile', Soft: openFiles, Hard: openFiles },
+      { Name: 'fsize', Soft: fileBytes, Hard: fileBytes },
+    ],
     ShmSize: Math.max(64 * 1024 * 1024, Math.floor(memory / 4)), // counts as the container's memory
     ...(limits.diskQuota ? { StorageOpt: { size: `${resources.diskSizeMB}M` } } : {}),
   };

@@ -70,6 +70,7 @@ export interface DockerRuntimeOptions {
 
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
+const DISK_USAGE_TIMEOUT_MS = 60_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 const SOCKET_NAME = 'service.sock';
 const NO_NETWORK_RULES =
@@ -224,8 +225,9 @@ async function probeEngine(
   if (info.MemoryLimit === false) caveats.push("This engine can't limit memory.");
   if (info.PidsLimit === false) caveats.push("This engine can't limit the number of processes.");
   if (info.CpuCfsQuota === false) caveats.push("This engine can't limit CPU time.");
+  // The engine refuses a machine that is to have more of them than there are.
+  if (info.NCPU !== undefined) limits.cpus = info.NCPU;
   if (info.NCPU !== undefined && info.NCPU < resources.cpuCount) {
-    limits.cpus = info.NCPU;
     caveats.push(`This host has ${info.NCPU} CPU; sandboxes asked to have ${resources.cpuCount} share it.`);
   }
 
@@ -267,7 +269,7 @@ ${SET_RULES}`,
         } else if (limits.openFiles === undefined && /rlimit|ulimit/i.test(detail)) {
           limits.openFiles = await engineOpenFiles(docker, image.Id, serviceId);
           caveats.push(
-            `This engine gives a process at most ${limits.openFiles} open files; sandboxes asked to have ${resources.openFiles}.`,
+            `This engine gives a process at most ${limits.openFiles} open files; sandboxes may ask for ${resources.openFiles}.`,
           );
         } else if (/no shared directories|bind source path does not exist/.test(detail)) {
           throw new ServiceError(
@@ -293,7 +295,7 @@ ${SET_RULES}`,
   }
   if (!limits.diskQuota)
     caveats.push(
-      `Disk limits are not enforced: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here.`,
+      `Disk limits are soft: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here. No file can be larger than the limit; all of them together are measured, and a sandbox that has twice its disk is ended.`,
     );
   return { imageId: image.Id, limits, caveats, userNamespaces, nameServers: await nameServersOf(output) };
 }
@@ -328,6 +330,7 @@ async function engineOpenFiles(docker: Dockerode, image: string, serviceId: stri
 /** Sandboxes as containers of one Docker engine; the contract is on `Runtime`. */
 class DockerRuntime implements Runtime {
   readonly name = 'docker';
+  readonly limitsDisk: boolean;
   readonly whyNoNetworkRules: string | undefined;
   readonly caveats: readonly string[];
   private readonly handles = new Map<string, DockerInstance>();
@@ -353,6 +356,7 @@ class DockerRuntime implements Runtime {
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
     this.caveats = facts.caveats;
+    this.limitsDisk = facts.limits.diskQuota;
     this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
     const run = (script: string, input: string) => this.helper(script, input);
     this.rules = new HostRules({ names, logger: options.logger, run, policies });
@@ -824,6 +828,15 @@ class DockerRuntime implements Runtime {
       10_000,
     );
     return toStats(stats);
+  }
+
+  async diskUsage(id: string): Promise<number> {
+    const container = this.docker.getContainer(this.containerName(id));
+    // The engine walks through the container's own layer; it holds nothing meanwhile that others wait for.
+    const withSize: object = { size: true }; // the type definitions know neither this nor its answer
+    const measuring = container.inspect(withSize) as Promise<{ SizeRw?: number }>;
+    const { SizeRw } = await callEngine('measure the disk of the sandbox', measuring, DISK_USAGE_TIMEOUT_MS);
+    return SizeRw ?? 0; // left out when it is none
   }
 
   async output(id: string): Promise<OutputLine[]> {

@@ -2,7 +2,7 @@ import http from 'node:http';
 import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../errors';
 import { traced } from '../observability/scope';
-import type { Instance, InstanceSpec } from './runtime';
+import type { Instance, InstanceSpec, Resources } from './runtime';
 
 /** What the start of an instance has in common, whichever runtime starts it. */
 
@@ -20,6 +20,14 @@ export function throwIfCancelled(signal: AbortSignal | undefined): void {
   if (signal?.aborted !== true) return;
   if (signal.reason instanceof ServiceError) throw signal.reason;
   throw new ServiceError('unavailable', 'The start was cancelled', { cause: signal.reason });
+}
+
+/**
+ * Bytes of the largest file that a process may write, whatever limits all files together: one that grows without end is
+ * the commonest accident. What is as large as the memory may be no file at all, but a piece of it that processes share.
+ */
+export function largestFileBytes({ diskSizeMB, memoryMB }: Resources): number {
+  return Math.max(diskSizeMB, memoryMB) * 1_048_576;
 }
 
 /** Tells a fresh agent its environment, its secret and its user. */

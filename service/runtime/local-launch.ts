@@ -4,17 +4,19 @@
 
 /**
  * Shell: enters the control groups before anything of the sandbox runs, sets limits that processes inherit, and becomes
- * the program. Arguments: open files, number of control group files, those files, the program.
+ * the program. Arguments: open files, largest file in blocks of 512 bytes, number of control group files, those files, the
+ * program.
  */
 export const LAUNCH_SCRIPT = `
-files=$1 groups=$2
-shift 2
+files=$1 blocks=$2 groups=$3
+shift 3
 while [ "$groups" -gt 0 ]; do
   echo $$ > "$1" || { echo "could not enter the control group $1" >&2; exit 97; }
   shift
   groups=$((groups - 1))
 done
 ulimit -c 0
+ulimit -f "$blocks" 2>/dev/null || true # lower already
 ulimit -n "$files" 2>/dev/null || ulimit -n "$(ulimit -H -n)"
 exec "$@"
 `;

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -21,7 +21,7 @@ import {
 import type { BubblewrapProbe, HostLayout } from './local-bubblewrap';
 import { Cgroup, probeCgroups, unenforcedLimits } from './local-cgroup';
 import type { CgroupHost } from './local-cgroup';
-import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
+import { alreadyExists, initAgent, largestFileBytes, notFound, throwIfCancelled } from './instance-start';
 import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
@@ -98,6 +98,7 @@ const NO_NETWORK_RULES =
   'Network rules need the docker runtime: on the local one a sandbox has the host’s network, or none';
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
+const DISK_USAGE_TIMEOUT_MS = 60_000;
 const WATCH_EVERY_MS = 1_000;
 const LOG_LIMIT_BYTES = 1024 * 1024;
 /** Of the log, what `output` looks at: between two looks at its size a hostile program may write any amount. */
@@ -190,7 +191,9 @@ export function describeCaveats(bubblewrap: BubblewrapProbe, cgroups: CgroupHost
   const limits = unenforcedLimits(cgroups);
   if (limits.length > 0)
     caveats.push(`Not limited here, because no control group can be written: ${limits.join(', ')}`);
-  caveats.push('Disk use of a sandbox is not limited');
+  caveats.push(
+    'Disk limits are soft: no file can be larger than the limit; all of them together are measured, and a sandbox that has twice its disk is ended',
+  );
   return caveats;
 }
 
@@ -212,6 +215,7 @@ function runtimeDirectory(): string {
 
 class LocalRuntime implements Runtime {
   readonly name = 'local';
+  readonly limitsDisk = false;
   readonly whyNoNetworkRules = NO_NETWORK_RULES;
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
@@ -412,6 +416,7 @@ class LocalRuntime implements Runtime {
         '/bin/sh',
         [
           ...['-c', LAUNCH_SCRIPT, 'cellbox', String(spec.resources.openFiles)],
+          String(largestFileBytes(spec.resources) / 512),
           ...[String(entrances.length), ...entrances, ...program],
         ],
         {
@@ -699,6 +704,12 @@ class LocalRuntime implements Runtime {
     };
   }
 
+  async diskUsage(id: string): Promise<number> {
+    await this.liveState(id);
+    const own = ['workspace', 'tmp', 'venv'].map((name) => path.join(this.directory(id), name));
+    return directoryBytes(own);
+  }
+
   async output(id: string): Promise<OutputLine[]> {
     if (!/^[a-z0-9]+$/.test(id)) throw notFound(id);
     let file: fs.FileHandle;
@@ -963,6 +974,21 @@ class LocalInstance implements Instance {
 
 function noNetworkRules(): ServiceError {
   return new ServiceError('failed_precondition', NO_NETWORK_RULES);
+}
+
+/** What the files below the directories take, those left out that may not be looked at. */
+async function directoryBytes(directories: readonly string[]): Promise<number> {
+  // A program of its own: a walk through very many files would keep this one's threads from all else.
+  const args = ['-s', '-k', '-x', '--', ...directories];
+  const text = await new Promise<string>((resolve, reject) => {
+    execFile('du', args, { timeout: DISK_USAGE_TIMEOUT_MS }, (error, stdout) => {
+      // It fails also when a file was removed meanwhile, and tells the rest all the same.
+      if (error !== null && (error.killed === true || stdout === '')) reject(error);
+      else resolve(stdout);
+    });
+  });
+  const kib = text.split('\n').map((line) => Number.parseInt(line, 10) || 0);
+  return kib.reduce((sum, each) => sum + each, 0) * 1024;
 }
 
 /** Only over what the service itself has just made: nothing hostile has written there yet. */

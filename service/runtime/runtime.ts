@@ -119,6 +119,8 @@ export interface Runtime {
   readonly name: 'docker' | 'local' | 'fake';
   /** What is not isolated or not enforced here, one sentence each; empty when everything is. */
   readonly caveats: readonly string[];
+  /** False: nothing keeps all files of a machine together below its disk limit, so that `diskUsage` has to be watched. */
+  readonly limitsDisk: boolean;
   /** Why no machine can have network rules of its own, with the remedy; undefined where they can. */
   readonly whyNoNetworkRules: string | undefined;
   /** Proves that `start` can succeed now. Answers within 3 s. */
@@ -150,6 +152,11 @@ export interface Runtime {
    */
   setNetwork(id: string, access: NetworkAccess): Promise<void>;
   stats(id: string): Promise<InstanceStats>;
+  /**
+   * Bytes of the files that the machine has written, beyond what all of them begin with. Takes the longer the more files
+   * there are, a minute at most. Works on a paused machine; rejects with `not_found` when it is gone.
+   */
+  diskUsage(id: string): Promise<number>;
   /**
    * The newest lines that the machine's own programs wrote, oldest first, as far as the engine keeps them. Anyone who is
    * root inside can write there, too. Works on a paused or halted machine; rejects with `not_found` when it is gone.

@@ -3,13 +3,13 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { outsideScope } from '../observability/scope';
 import { pingAgent } from '../runtime/instance-start';
-import type { Instance, Resources, Runtime } from '../runtime/runtime';
+import type { Instance, Runtime } from '../runtime/runtime';
 import type { MachineStopper } from './machine-stopper';
 import { Pool } from './pool';
 import type { PoolHost, PoolSize, PoolStatus } from './pool';
-import { newSandboxId, ownEnv, resourcesOf } from './sandbox';
-import { findTemplate, TEMPLATES } from './templates';
-import type { Template } from './templates';
+import { newSandboxId, ownEnv } from './sandbox';
+import { BUILT_IN_TEMPLATES } from './templates';
+import type { Template, Templates } from './templates';
 
 /** What makes a machine ready beyond its agent: for the service, the interpreter with the default kernel. */
 export interface Warmer {
@@ -30,7 +30,7 @@ export interface PoolsOptions {
   sizes: ReadonlyMap<string, PoolSize>;
   stopper: MachineStopper;
   logger: Logger;
-  resources: Resources;
+  templates: Templates;
   startTimeoutMs: number;
   now: () => number;
   /** How many machines there may be besides the sandboxes there are. */
@@ -54,8 +54,8 @@ const CHECK_TIMEOUT_MS = 5_000;
 const ENOUGH_MEMORY_MB = 1024;
 
 /**
- * One pool per template, all of one size of machine. They stay empty until `open`, which the service calls when it
- * serves, and are empty for good after `close`.
+ * One pool per template, of machines as the template has them: a create that asks for others starts its own. They stay
+ * empty until `open`, which the service calls when it serves, and are empty for good after `close`.
  */
 export class Pools {
   private readonly pools: ReadonlyMap<string, Pool>;
@@ -69,7 +69,7 @@ export class Pools {
     this.parallel = options.parallel ?? os.availableParallelism();
     const off: PoolSize = { min: 0, target: 0, max: 0 };
     this.pools = new Map(
-      TEMPLATES.map((template) => [
+      options.templates.all.map((template) => [
         template.id,
         new Pool(options.sizes.get(template.id) ?? off, this.hostFor(template)),
       ]),
@@ -98,7 +98,7 @@ export class Pools {
   }
 
   list(): Array<PoolStatus & { template: Template }> {
-    return TEMPLATES.map((template) => ({ template, ...this.pool(template).status }));
+    return this.options.templates.all.map((template) => ({ template, ...this.pool(template).status }));
   }
 
   /** @throws ServiceError `invalid_argument` for a size that contradicts itself */
@@ -136,7 +136,7 @@ export class Pools {
   }
 
   private hostFor(template: Template): PoolHost {
-    const { runtime, warmer, logger, resources, startTimeoutMs, now } = this.options;
+    const { runtime, warmer, logger, startTimeoutMs, now } = this.options;
     const envOf = (id: string) => ownEnv(id, template.id);
     return {
       start: async (signal) => {
@@ -144,7 +144,7 @@ export class Pools {
         const spec = {
           id,
           env: envOf(id),
-          resources: resourcesOf(resources),
+          resources: template.resources,
           network: 'full',
           labels: { pool: 'ready', template: template.id },
           // It counts when no service is in contact: then nobody is going to claim it.
@@ -193,7 +193,7 @@ export function poolSizes(settings: {
   poolMax: number | undefined;
 }): ReadonlyMap<string, PoolSize> {
   const { poolSize: target, poolMin: min, poolMax = 2 * target } = settings;
-  const template = findTemplate('code-interpreter-v1');
+  const template = BUILT_IN_TEMPLATES.find(({ alias }) => alias === 'code-interpreter-v1');
   return new Map(template && [[template.id, checkedSize({ min, target, max: poolMax })]]);
 }
 

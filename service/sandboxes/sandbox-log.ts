@@ -9,7 +9,8 @@ import { deadline } from './waiting';
 
 /** Why a sandbox is no more; `detail` is a sentence for people. */
 export interface EndReason {
-  readonly reason: 'request' | 'deadline' | 'machine_ended' | 'service_stopped' | 'service_restarted';
+  readonly reason:
+    'request' | 'deadline' | 'machine_ended' | 'disk_full' | 'service_stopped' | 'service_restarted';
   readonly detail?: string;
 }
 
@@ -62,7 +63,8 @@ export class SandboxLog {
     if (this.files === undefined) return;
     const { reason, detail } = why;
     const text = detail === undefined ? 'The sandbox ended' : `The sandbox ended: ${detail}`;
-    this.note(sandbox, reason === 'machine_ended' ? 'error' : 'info', text, { reason });
+    const isFailure = reason === 'machine_ended' || reason === 'disk_full';
+    this.note(sandbox, isFailure ? 'error' : 'info', text, { reason });
     // Behind the end in the file; readers sort by time.
     if (sandbox.startedAt !== undefined) {
       const said = await this.said(sandbox.id, sandbox.startedAt);

@@ -49,6 +49,8 @@ export class FakeMachine {
   network: NetworkAccess;
   /** How often it was started again. */
   boots = 0;
+  /** Bytes that its programs wrote. */
+  diskBytes = 0;
   /** What its programs said. */
   readonly output: OutputLine[] = [];
   /** Answers of the agent to `/init` and `/health`, when it is not well. */
@@ -202,6 +204,7 @@ function refuseAborted(signal: AbortSignal | undefined): void {
 export class FakeRuntime implements Runtime {
   readonly name = 'fake';
   readonly caveats = ['Nothing is isolated.'];
+  readonly limitsDisk = false;
   whyNoNetworkRules: string | undefined;
   private closed = false;
 
@@ -317,6 +320,11 @@ export class FakeRuntime implements Runtime {
       memoryLimitBytes: resources.memoryMB * 1_048_576,
       pids: 7,
     };
+  }
+
+  async diskUsage(id: string): Promise<number> {
+    await nextTurn();
+    return this.engine.machine(id).diskBytes;
   }
 
   async output(id: string): Promise<OutputLine[]> {

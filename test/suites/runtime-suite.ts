@@ -546,6 +546,29 @@ export function runRuntimeSuite(
       await runtime.stop(spec.id);
     });
 
+    when(['run'], 'tells what the files take that it has written, also while it is paused', async () => {
+      const { id } = await runtime.start(instanceSpec());
+      const before = await runtime.diskUsage(id);
+      await harness.run?.(id, ['sh', '-c', 'head -c 50000000 /dev/zero > /tmp/written']);
+      await runtime.pause(id);
+      const after = await runtime.diskUsage(id);
+      expect(after - before).toBeGreaterThan(49_000_000);
+      expect(after - before).toBeLessThan(60_000_000);
+      await runtime.resume(id);
+      await runtime.stop(id);
+      await expect(runtime.diskUsage(id)).rejects.toMatchObject({ code: 'not_found' });
+    });
+
+    when(['run'], 'lets no file grow beyond what its disk may hold', async () => {
+      const { cpuCount, pids, openFiles } = instanceSpec().resources;
+      const resources = { cpuCount, pids, openFiles, memoryMB: 512, diskSizeMB: 600 };
+      const { id } = await runtime.start(instanceSpec({ resources }));
+      const size = async (bytes: number) =>
+        harness.run?.(id, ['python3', '-c', `open('/tmp/file', 'wb').truncate(${bytes})`]);
+      await size(600 * 1_048_576);
+      await expect(size(600 * 1_048_576 + 1)).rejects.toThrow('File too large');
+    });
+
     when(['gateway'], 'tells what its own programs said, also while it is paused', async () => {
       const startedAt = Date.now();
       const { id } = await runtime.start(instanceSpec());

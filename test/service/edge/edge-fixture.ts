@@ -90,8 +90,11 @@ export class EdgeFixture {
     res.end('interpreted');
   };
   findBySignature: EdgeOptions['sandboxes']['findBySignature'] = () => undefined;
+  /** Ids of sandboxes that have no room for uploads. */
+  readonly full = new Set<string>();
   readonly edge = new Edge({
     domain: 'localhost:3210',
+    isDiskFull: (id) => this.full.has(id),
     sandboxes: {
       find: (id) => this.sandboxes.get(id),
       findBySignature: (query) => this.findBySignature(query),

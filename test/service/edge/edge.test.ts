@@ -51,6 +51,29 @@ describe('dispatch', () => {
     ]);
   });
 
+  it('refuses uploads to a sandbox whose disk is full, and nothing else', async () => {
+    const sandbox = fixture.add('isb');
+    await fixture.serve(sandbox, 49983, (_req, res) => res.end('agent'));
+    await fixture.serve(sandbox, 3000, (_req, res) => res.end('user server'));
+    const ask = async (method: string, port: number, path: string) => {
+      const request = fixture.request('isb', port, { method, path });
+      request.end();
+      const answer = await answerTo(request);
+      return [answer.status, answer.body.toString()];
+    };
+    expect(await ask('POST', 49983, '/files?path=a')).toEqual([200, 'agent']);
+    fixture.full.add('isb');
+    const [status, body] = await ask('POST', 49983, '/files?path=a');
+    expect([status, JSON.parse(String(body))]).toEqual([
+      507,
+      { code: 507, message: expect.stringContaining('not enough disk space available') },
+    ]);
+    expect(await ask('POST', 49983, '/files/compose')).toEqual([507, body]);
+    expect(await ask('GET', 49983, '/files?path=a')).toEqual([200, 'agent']);
+    expect(await ask('POST', 49983, '/filesystem.Filesystem/Remove')).toEqual([200, 'agent']);
+    expect(await ask('POST', 3000, '/files')).toEqual([200, 'user server']);
+  });
+
   it('refuses a request with two hosts, which two readers could read differently', async () => {
     fixture.add('isb');
     const socket = fixture.connect();

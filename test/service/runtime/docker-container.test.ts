@@ -89,7 +89,10 @@ describe('resourceLimits()', () => {
       MemorySwap: 512 * 1024 * 1024,
       NanoCpus: 2_000_000_000,
       PidsLimit: 100,
-      Ulimits: [{ Name: 'nofile', Soft: 4096, Hard: 4096 }],
+      Ulimits: [
+        { Name: 'nofile', Soft: 4096, Hard: 4096 },
+        { Name: 'fsize', Soft: 1_073_741_824, Hard: 1_073_741_824 },
+      ],
       ShmSize: 128 * 1024 * 1024,
     });
   });
@@ -98,7 +101,7 @@ describe('resourceLimits()', () => {
     const limits = resourceLimits(spec.resources, { cpus: 1, openFiles: 1000, diskQuota: true });
     expect(limits).toMatchObject({
       NanoCpus: 1_000_000_000,
-      Ulimits: [{ Name: 'nofile', Soft: 1000, Hard: 1000 }],
+      Ulimits: expect.arrayContaining([{ Name: 'nofile', Soft: 1000, Hard: 1000 }]),
       StorageOpt: { size: '1024M' },
     });
   });

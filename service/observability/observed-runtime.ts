@@ -37,6 +37,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     pause: (id) => observed('pause', id, () => runtime.pause(id)),
     resume: (id) => observed('resume', id, () => runtime.resume(id)),
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
+    prepareNetwork: (access) => runtime.prepareNetwork(access),
     setNetwork: (id, access) => observed('network', id, () => runtime.setNetwork(id, access)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),
     output: (id) => observed('output', id, () => runtime.output(id)),

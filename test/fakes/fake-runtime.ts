@@ -156,6 +156,7 @@ export class FakeEngine {
   beforePause: (id: string) => Promise<void> = () => Promise.resolve();
   beforeResume: (id: string) => Promise<void> = () => Promise.resolve();
   beforeSetNetwork: (id: string, access: NetworkAccess) => Promise<void> = () => Promise.resolve();
+  beforePrepareNetwork: (access: NetworkAccess) => Promise<void> = () => Promise.resolve();
   beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
 
   machine(id: string): FakeMachine {
@@ -265,6 +266,10 @@ export class FakeRuntime implements Runtime {
     const machine = this.engine.machines.get(id);
     this.engine.machines.delete(id);
     machine?.shutDown({ reason: 'stopped' });
+  }
+
+  async prepareNetwork(access: NetworkAccess): Promise<void> {
+    await this.engine.beforePrepareNetwork(access);
   }
 
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {

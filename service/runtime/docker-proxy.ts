@@ -39,6 +39,12 @@ export interface DomainProxyOptions {
   signal: AbortSignal;
 }
 
+interface Running {
+  container: Dockerode.Container;
+  /** IPv4, on its own network. */
+  address: string;
+}
+
 /** How long a request waits for the image: less than the SDKs wait for an answer. */
 const PREPARE_MS = 45_000;
 /** How long a change of rules waits for it; it was prepared before, unless somebody removed it since. */
@@ -59,7 +65,8 @@ const MADE_BY = 'cellbox.proxy';
 export class DomainProxy {
   private readonly network: BridgeNames;
   private image: Promise<string> | undefined;
-  private running: { container: Dockerode.Container; address: string } | undefined;
+  private running: Running | undefined;
+  private making: Promise<Running> | undefined;
   private slots: Map<string, number> = new Map();
   /** When it last took lists; never, for one that was just made or found. */
   private toldAt = -Infinity;
@@ -71,12 +78,13 @@ export class DomainProxy {
   }
 
   /**
-   * Has the image ready, or says that it takes longer.
+   * Has the proxy running, or says why it takes longer; it serves nobody yet.
    *
-   * @throws ServiceError `unavailable` while it is being built, `failed_precondition` when it can't be
+   * @throws ServiceError `unavailable` while its image is being built, `failed_precondition` when it can't be
    */
   async prepare(): Promise<void> {
     await this.imageWithin(PREPARE_MS);
+    await this.ensureRunning();
   }
 
   /** Lets exactly these machines reach exactly these names. Not to be called twice at a time. */
@@ -93,11 +101,15 @@ export class DomainProxy {
       }
       this.toldAt = Date.now();
     }
+    this.keep(slots);
+    const byId = new Map(machines.map((machine) => [machine.id, slotOf(machine, slots)]));
+    return { address, slotOf: (id) => byId.get(id), held: () => this.retired.clear() };
+  }
+
+  private keep(slots: Map<string, number>): void {
     const kept = new Set(slots.values());
     for (const slot of this.slots.values()) if (!kept.has(slot)) this.retired.add(slot);
     this.slots = slots;
-    const byId = new Map(machines.map((machine) => [machine.id, slotOf(machine, slots)]));
-    return { address, slotOf: (id) => byId.get(id), held: () => this.retired.clear() };
   }
 
   /** Takes container and network away; there need not be any. */
@@ -117,7 +129,13 @@ export class DomainProxy {
   private async imageWithin(ms: number): Promise<string> {
     this.image ??= this.options.image().catch((error: unknown) => {
       this.image = undefined; // the next one tries again
-      throw error;
+      // What the build said may name the host's paths and mirrors: that is for the log.
+      this.options.logger.error({ error }, 'the image of the proxy for domain rules can not be had');
+      throw new ServiceError(
+        'failed_precondition',
+        "Domain rules can't be used here: the image of their proxy can't be had; the service's log says why",
+        { cause: error },
+      );
     });
     const image = this.image;
     const over = new AbortController();
@@ -136,25 +154,45 @@ export class DomainProxy {
 
   // ---- the container -----------------------------------------------------------------------------------------------
 
-  private async ensureRunning(): Promise<{ container: Dockerode.Container; address: string }> {
-    if (this.running !== undefined) return this.running;
+  /** Shared by all who ask meanwhile. */
+  private ensureRunning(): Promise<Running> {
+    if (this.running !== undefined) return Promise.resolve(this.running);
+    this.making ??= this.make().finally(() => (this.making = undefined));
+    return this.making;
+  }
+
+  /** Finds the proxy as an earlier process left it, or makes it. */
+  private async make(): Promise<Running> {
+    this.options.signal.throwIfAborted();
     const { docker } = this.options;
     const options = this.containerOptions(await this.imageWithin(IMAGE_MS));
     const found = await inspect(docker, this.network.network);
     if (found?.State.Running === true && found.Config.Labels[MADE_BY] === options.Labels?.[MADE_BY]) {
       const container = docker.getContainer(found.Id);
-      this.slots = slotsHeld(await execute(container, TELL_LISTS));
+      this.keep(slotsHeld(await execute(container, TELL_LISTS)));
       return this.take(container, found);
     }
     await removeContainer(docker, this.network.network);
     await ensureNetwork(docker, this.network, { [LABELS.service]: this.options.serviceId });
-    const container = await callEngine('create proxy', docker.createContainer(options));
+    const container = await this.create(options);
     await callEngine('start proxy', container.start());
-    this.slots = new Map();
     return this.take(container, await inspect(docker, this.network.network));
   }
 
-  private take(container: Dockerode.Container, found: Dockerode.ContainerInspectInfo | undefined) {
+  private async create(options: Dockerode.ContainerCreateOptions): Promise<Dockerode.Container> {
+    try {
+      return await callEngine('create proxy', this.options.docker.createContainer(options));
+    } catch (error) {
+      if (engineStatus(error) !== 404) throw error; // callers would take it for their own id
+      this.image = undefined; // somebody removed it
+      throw new ServiceError('unavailable', 'The engine lacks the image of the proxy for domain rules', {
+        cause: error,
+        remedy: 'Try again: it is being made anew.',
+      });
+    }
+  }
+
+  private take(container: Dockerode.Container, found: Dockerode.ContainerInspectInfo | undefined): Running {
     const address = found?.NetworkSettings.Networks[this.network.network]?.IPAddress;
     if (!address) throw new ServiceError('unavailable', 'The proxy for domain rules ended at its start');
     const running = { container, address };
@@ -165,7 +203,7 @@ export class DomainProxy {
   }
 
   /** Until it ends, the engine goes away, or the owner does. */
-  private async watch(running: { container: Dockerode.Container }): Promise<void> {
+  private async watch(running: Running): Promise<void> {
     const { signal, logger, onDeath } = this.options;
     const { container } = running;
     const end: unknown = await container

@@ -70,13 +70,14 @@ export class HostRules {
       if (this.policies.get(id) === policy) this.keep(id, before);
       throw new ServiceError('unavailable', "The host's network rules can't be set", { cause: error });
     }
-    if (outcome.unserved === undefined || policy === undefined || policy.domains.length === 0) return;
+    if (policy === undefined || policy.domains.length === 0 || outcome.isServed(id)) return;
     // It holds, but closed.
     if (this.policies.get(id) === policy) this.keep(id, before);
     void this.assert();
-    throw new ServiceError('unavailable', "The proxy for domain rules can't be reached", {
-      cause: outcome.unserved,
-    });
+    const { unserved } = outcome;
+    if (unserved === undefined)
+      throw new ServiceError('resource_exhausted', 'Too many sandboxes have domains in their network rules');
+    throw new ServiceError('unavailable', "The proxy for domain rules can't be reached", { cause: unserved });
   }
 
   /** The machine is gone; its rules follow. */
@@ -106,8 +107,11 @@ export class HostRules {
       for (let pauseMs = REVIVE_MS; ; pauseMs = Math.min(2 * pauseMs, MAX_REVIVE_MS)) {
         await delay(pauseMs, undefined, { signal, ref: false }).catch(() => undefined); // closed: the loop ends
         if (signal.aborted || !this.needsProxy) return;
-        const outcome = await this.apply().catch((error: unknown) => ({ unserved: error })); // logged by `setAll`
-        if (outcome.unserved === undefined) return;
+        const unserved = await this.apply().then(
+          (outcome) => outcome.unserved,
+          (error: unknown) => error, // logged by `setAll`
+        );
+        if (unserved === undefined) return;
       }
     } finally {
       this.reviving = false;
@@ -167,7 +171,7 @@ export class HostRules {
       await run(SET_RULES, policyLines(names, policies, proxy));
       proxy?.held();
       this.failure = unserved === undefined ? undefined : engineDetail(unserved);
-      return { unserved };
+      return { unserved, isServed: (id) => proxy?.slotOf(id) !== undefined };
     } catch (error) {
       this.failure = engineDetail(error);
       logger.error({ error }, "the host's rules for sandboxes can't be set");
@@ -185,6 +189,7 @@ export function namedRules(policies: Iterable<readonly [string, MachinePolicy]>)
 
 /** Of an attempt by which the host's rules hold. */
 interface Outcome {
-  /** Why no domain is reachable; undefined when all are that should be. */
+  /** Why no domain is reachable; undefined when the proxy serves those that it has room for. */
   unserved: unknown;
+  isServed(id: string): boolean;
 }

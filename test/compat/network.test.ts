@@ -85,16 +85,16 @@ except Exception as error:
     print(error)`;
       return (await sandbox.runCode(code)).logs.stdout.join('').trim();
     };
-    const network = { allowOut: ['allowed.invalid', '*.below.invalid'], denyOut: ['0.0.0.0/0'] };
+    const network = { allowOut: ['allowed.example', '*.below.example'], denyOut: ['0.0.0.0/0'] };
     const sandbox = await sdk.Sandbox.create({ network });
     expect((await sandbox.getInfo()).network).toEqual({ ...network, allowPublicTraffic: true });
-    expect(await ask(sandbox, 'other.invalid')).toBe('HTTP Error 403: Forbidden');
-    await sandbox.updateNetwork({ allowOut: ['later.invalid'], denyOut: ['0.0.0.0/0'] });
-    expect(await ask(sandbox, 'allowed.invalid')).toBe('HTTP Error 403: Forbidden');
+    expect(await ask(sandbox, 'other.example')).toBe('HTTP Error 403: Forbidden');
+    await sandbox.updateNetwork({ allowOut: ['later.example'], denyOut: ['0.0.0.0/0'] });
+    expect(await ask(sandbox, 'allowed.example')).toBe('HTTP Error 403: Forbidden');
     await sandbox.updateNetwork({ denyOut: ['0.0.0.0/0'] });
-    expect(await ask(sandbox, 'allowed.invalid')).toContain('name resolution');
+    expect(await ask(sandbox, 'allowed.example')).toContain('name resolution');
     await sandbox.kill();
-    await expect(sdk.Sandbox.create({ network: { allowOut: ['allowed.invalid'] } })).rejects.toThrow(
+    await expect(sdk.Sandbox.create({ network: { allowOut: ['allowed.example'] } })).rejects.toThrow(
       'a domain needs 0.0.0.0/0 in denyOut',
     );
   }, 180_000);

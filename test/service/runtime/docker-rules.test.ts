@@ -41,7 +41,8 @@ class Host {
     const serve = (machines: readonly NamedRules[]) => {
       this.served.push(Object.fromEntries(machines.map(({ id, domains }) => [id, domains])));
       if (this.isProxyDead) return Promise.reject(new Error('no proxy'));
-      return Promise.resolve({ address: '172.20.0.2', slotOf: () => 1, held: () => void this.held++ });
+      const slotOf = (id: string) => (id === 'late' ? undefined : 1);
+      return Promise.resolve({ address: '172.20.0.2', slotOf, held: () => void this.held++ });
     };
     const { signal } = this.stop;
     return new HostRules({ names, logger: createLogger('silent'), run: this.run, serve, signal, policies });
@@ -155,6 +156,15 @@ describe('HostRules', () => {
       expect(host.lines).not.toContain('nat');
       await rules.prove();
       host.stop.abort();
+    });
+
+    it('refuses a machine that the proxy has no room for, and keeps those that it serves', async () => {
+      const host = new Host();
+      const rules = host.rules([['a', policy(1, 'a.example')]]);
+      await expect(rules.set('late', policy(2, 'b.example'))).rejects.toMatchObject({ code: 'resource_exhausted' });
+      await rules.settled();
+      expect(host.served[host.served.length - 1]).toEqual({ a: ['a.example'] });
+      expect(host.lines).toContain('ACCEPT');
     });
 
     it('tries again until the proxy serves those that have some, who are closed meanwhile', async () => {

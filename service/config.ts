@@ -150,6 +150,11 @@ export const SETTINGS = {
       .optional(),
     'Name servers of docker sandboxes, IPv4 addresses with commas between; default those of the host',
   ),
+  proxyImage: setting(
+    'CELLBOX_PROXY_IMAGE',
+    z.string().min(1).optional(),
+    'Image of the proxy for network rules with domains, instead of building one when it is first needed',
+  ),
   domain: setting(
     'CELLBOX_DOMAIN',
     z.string().regex(DOMAIN, 'must be a host name, with a port where it is not 443').optional(),

@@ -83,6 +83,7 @@ export async function openRuntime(
       resources: { ...resourcesOf(config), openFiles: options.maxOpenFiles },
       networks: options.networks,
       nameServers: config.nameServers,
+      proxyImage: () => prepareProxyImage(config, onProgress),
     });
     const ask = askImage(image, engineServiceId(common.deriveSecret));
     const home = { runtime: 'docker', flavor: config.imageFlavor } as const;
@@ -111,6 +112,23 @@ export function prepareImage(
     extraCa: config.extraCa,
     buildNetwork: config.buildNetwork,
     image: config.image,
+    onProgress,
+  });
+}
+
+/** The image of the proxy for domain rules, built when it is not there; its name. */
+export function prepareProxyImage(
+  config: Pick<Config, 'baseImage' | 'extraCa' | 'buildNetwork' | 'proxyImage'>,
+  onProgress: Progress,
+): Promise<string> {
+  return ensureImage({
+    docker: connectEngine(),
+    root: ROOT,
+    flavor: 'proxy',
+    baseImage: config.baseImage,
+    extraCa: config.extraCa,
+    buildNetwork: config.buildNetwork,
+    image: config.proxyImage,
     onProgress,
   });
 }

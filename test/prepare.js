@@ -15,6 +15,7 @@ const {
   pingEngine,
   prepareImage,
   prepareLocalPython,
+  prepareProxyImage,
 } = require('../dist/prepare.js');
 
 const root = path.join(__dirname, '..');
@@ -74,6 +75,7 @@ async function main() {
   if (engine.ok) {
     for (const imageFlavor of ['slim', 'full'])
       images[imageFlavor] = await prepareImage({ ...settings, imageFlavor }, say);
+    images.proxy = await prepareProxyImage(settings, say);
   } else if (process.env.CELLBOX_REQUIRE_DOCKER === '1') {
     throw new Error(`CELLBOX_REQUIRE_DOCKER=1, but no container engine answers: ${engine.detail}`);
   } else {

@@ -13,8 +13,8 @@ export interface Prepared {
   python: string;
   /** Where the local runtime's environment is kept between test runs. */
   pythonDir: string;
-  /** Kernel images by flavour, when a container engine answers. */
-  images: { slim?: string; full?: string };
+  /** Kernel images by flavour, and the proxy's, when a container engine answers. */
+  images: { slim?: string; full?: string; proxy?: string };
   /** Interpreters that have the official Python SDKs, by generation. */
   sdkPython: { a: string; b: string };
   /** The program of the official CLI, for Node. */

@@ -15,7 +15,7 @@ const MAX_ENTRIES = 256;
 /**
  * The checked settings of a request. `prefix` is where the lists are in its body.
  *
- * @throws ServiceError `invalid_argument` naming the entry, `unimplemented` for domains
+ * @throws ServiceError `invalid_argument` naming the entry
  */
 export function egressOf(fields: EgressFields, prefix: '' | 'network.'): Egress {
   const { allowOut = [], denyOut = [], allowInternetAccess = true } = fields;
@@ -45,9 +45,6 @@ export function egressOf(fields: EgressFields, prefix: '' | 'network.'): Egress 
   if (domains.length > 0) {
     const isClosed = !allowInternetAccess || denyOut.some((entry) => ipv4Block(entry) === '0.0.0.0/0');
     if (!isClosed) throw invalid(`${prefix}allowOut`, 'a domain needs 0.0.0.0/0 in denyOut');
-    throw new ServiceError('unimplemented', `${prefix}allowOut with domains is not implemented yet`, {
-      remedy: 'Give addresses or CIDR blocks.',
-    });
   }
   return { allowInternetAccess, allowOut, denyOut };
 }

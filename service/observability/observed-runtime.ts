@@ -40,6 +40,7 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     halt: (id) => observed('halt', id, () => runtime.halt(id)),
     boot: (spec, signal) => observed('boot', spec.id, () => runtime.boot(spec, signal), signal),
     stop: (id) => observed('stop', id, () => runtime.stop(id)),
+    prepareNetwork: (access) => runtime.prepareNetwork(access),
     setNetwork: (id, access) => observed('network', id, () => runtime.setNetwork(id, access)),
     stats: (id) => observed('stats', id, () => runtime.stats(id)),
     diskUsage: (id) => observed('disk', id, () => runtime.diskUsage(id)),

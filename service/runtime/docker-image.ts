@@ -9,9 +9,10 @@ import { callEngine, engineDetail, engineStatus } from './docker-engine';
 
 export interface EnsureImageOptions {
   docker: Dockerode;
-  /** Root of this project: `Dockerfile.kernel`, `kernel-image/` and the built `dist/agent/` are below it. */
+  /** Root of this project: the Dockerfiles, `kernel-image/` and the built `dist/agent/` are below it. */
   root: string;
-  flavor: 'slim' | 'full';
+  /** Of the kernel image; `proxy` is the image of the proxy for domain rules. */
+  flavor: 'slim' | 'full' | 'proxy';
   baseImage: string;
   /** PEM file of certificates that the build and every sandbox trust. */
   extraCa?: string;
@@ -27,8 +28,34 @@ export interface EnsureImageOptions {
   signal?: AbortSignal;
 }
 
-/** What the Dockerfile copies. Tests, sources of the agent and Python's leftovers change nothing inside. */
-const CONTEXT = ['Dockerfile.kernel', 'kernel-image', 'dist/agent'];
+/** An image and what its Dockerfile copies. Tests, sources of the agent and Python's leftovers change nothing inside. */
+interface Recipe {
+  /** In texts. */
+  name: string;
+  dockerfile: string;
+  context: readonly string[];
+  repository: string;
+  /** The setting that names a ready one. */
+  setting: string;
+  time: string;
+}
+
+const KERNEL: Recipe = {
+  name: 'kernel image',
+  dockerfile: 'Dockerfile.kernel',
+  context: ['Dockerfile.kernel', 'kernel-image', 'dist/agent'],
+  repository: 'cellbox/kernel',
+  setting: 'CELLBOX_IMAGE',
+  time: 'the first time takes some minutes',
+};
+const PROXY: Recipe = {
+  name: 'image of the proxy for domain rules',
+  dockerfile: 'Dockerfile.proxy',
+  context: ['Dockerfile.proxy', 'kernel-image/extra-ca.md'],
+  repository: 'cellbox/proxy',
+  setting: 'CELLBOX_PROXY_IMAGE',
+  time: 'it takes about a minute',
+};
 const LEFT_OUT =
   /(^|\/)(__pycache__|\.pytest_cache|\.venv|[^/]*\.egg-info)(\/|$)|^kernel-image\/(agent|python\/tests)(\/|$)/;
 const QUIET_MS = 15_000;
@@ -36,30 +63,36 @@ const QUIET_MS = 15_000;
 const STUCK_MS = 15 * 60_000;
 const KEPT_LINES = 20;
 
+function recipeOf({ flavor }: Pick<EnsureImageOptions, 'flavor'>): Recipe {
+  return flavor === 'proxy' ? PROXY : KERNEL;
+}
+
 /**
- * Gives the name of a kernel image that the engine has: the operator's, one built earlier from the same files, or a
+ * Gives the name of an image that the engine has: the operator's, one built earlier from the same files, or a
  * new one. The tag carries a hash of all that goes in, so that a change of ours never runs on a stale image.
  *
  * @throws ServiceError `failed_precondition` with the remedy, or the failing step and its last lines
  */
 export async function ensureImage(options: EnsureImageOptions): Promise<string> {
   const { docker, flavor, onProgress } = options;
+  const recipe = recipeOf(options);
   if (options.image !== undefined) {
     if (await hasImage(docker, options.image)) return options.image;
     throw new ServiceError(
       'failed_precondition',
-      `The engine has no image ${options.image} (CELLBOX_IMAGE)`,
+      `The engine has no image ${options.image} (${recipe.setting})`,
       {
-        remedy: `docker pull ${options.image}, or unset CELLBOX_IMAGE to build one.`,
+        remedy: `docker pull ${options.image}, or unset ${recipe.setting} to build one.`,
       },
     );
   }
-  const files = await contextFiles(options.root);
+  const files = await contextFiles(options.root, recipe);
   const extraCa = options.extraCa === undefined ? undefined : await readCertificates(options.extraCa);
-  const tag = `cellbox/kernel:${flavor}-${contextHash(files, [options.baseImage, extraCa ?? ''])}`;
+  const prefix = flavor === 'proxy' ? '' : `${flavor}-`;
+  const tag = `${recipe.repository}:${prefix}${contextHash(files, [options.baseImage, extraCa ?? ''])}`;
   if (await hasImage(docker, tag)) return tag;
 
-  onProgress?.(`Building the kernel image ${tag}; the first time takes some minutes`);
+  onProgress?.(`Building the ${recipe.name} ${tag}; ${recipe.time}`);
   const stage = await fs.mkdtemp(path.join(os.tmpdir(), 'cellbox-image-'));
   try {
     const names = await stageContext(stage, files, extraCa);
@@ -80,7 +113,7 @@ interface ContextFile {
 }
 
 /** All files that go into the image, sorted by name. Rejects when the agent has not been built. */
-export async function contextFiles(root: string): Promise<ContextFile[]> {
+export async function contextFiles(root: string, recipe: Recipe = KERNEL): Promise<ContextFile[]> {
   const files: ContextFile[] = [];
   const visit = async (name: string): Promise<void> => {
     if (LEFT_OUT.test(name)) return;
@@ -92,11 +125,11 @@ export async function contextFiles(root: string): Promise<ContextFile[]> {
       files.push({ name, content: await fs.readFile(full), isExecutable: (stat.mode & 0o100) !== 0 });
     }
   };
-  for (const name of CONTEXT) {
+  for (const name of recipe.context) {
     try {
       await visit(name);
     } catch (cause) {
-      throw new ServiceError('failed_precondition', `The kernel image can't be built: ${name} is missing`, {
+      throw new ServiceError('failed_precondition', `The ${recipe.name} can't be built: ${name} is missing`, {
         cause,
         remedy: 'Run `npm run build` in a complete checkout.',
       });
@@ -173,7 +206,7 @@ async function build(
       { context: stage, src: names },
       {
         t: tag,
-        dockerfile: 'Dockerfile.kernel',
+        dockerfile: recipeOf(options).dockerfile,
         target: options.flavor,
         buildargs: Object.fromEntries([
           ['BASE_IMAGE', options.baseImage],
@@ -217,9 +250,13 @@ async function build(
     clearInterval(heartbeat);
   }
   if (failure !== undefined) {
-    throw new ServiceError('failed_precondition', `The kernel image can't be built.\n${log.explain()}`, {
-      remedy: remedyFor(failure, options),
-    });
+    throw new ServiceError(
+      'failed_precondition',
+      `The ${recipeOf(options).name} can't be built.\n${log.explain()}`,
+      {
+        remedy: remedyFor(failure, options),
+      },
+    );
   }
   if (!(await hasImage(docker, tag)))
     throw new ServiceError('unavailable', `The engine ended the build without an image.\n${log.explain()}`);
@@ -282,11 +319,12 @@ function parseBuildLine(line: string): BuildLine {
   }
 }
 
-function remedyFor(failure: string, { baseImage }: EnsureImageOptions): string {
+function remedyFor(failure: string, options: EnsureImageOptions): string {
+  const { baseImage } = options;
   if (/pull access denied|manifest|not found: manifest|registry|Get "https?:/i.test(failure)) {
     return `Make ${baseImage} available to the engine (docker pull or docker import), or name another with CELLBOX_BASE_IMAGE.`;
   }
-  return 'Network and certificates of builds: CELLBOX_BUILD_NETWORK, CELLBOX_EXTRA_CA; or use a ready image with CELLBOX_IMAGE.';
+  return `Network and certificates of builds: CELLBOX_BUILD_NETWORK, CELLBOX_EXTRA_CA; or use a ready image with ${recipeOf(options).setting}.`;
 }
 
 /** The proxies of this process; builders know these names without an ARG and keep them out of the image. */

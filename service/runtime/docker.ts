@@ -21,11 +21,13 @@ import {
 import type { EngineLimits } from './docker-container';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
 import { removeContainer, runHelper } from './docker-helper';
-import { SET_RULES, ensureNetwork, networkNames } from './docker-network';
+import { SET_RULES, ensureNetwork, networkNames, proxyNetworkNames } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyLines, policyOf } from './docker-policy';
 import type { MachinePolicy } from './docker-policy';
-import { HostRules } from './docker-rules';
+import { DomainProxy, proxyFound } from './docker-proxy';
+import { NEVER_PROXIED } from './docker-proxy-config';
+import { HostRules, namedRules } from './docker-rules';
 import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
 import { MAX_OUTPUT_LINES } from './runtime';
 import type {
@@ -54,6 +56,8 @@ export interface DockerRuntimeOptions {
   networks?: ReadonlyMap<string, NetworkAccess>;
   /** Name servers of machines, IPv4; the host's when undefined. */
   nameServers?: readonly string[] | undefined;
+  /** Gives the name of the image of the proxy for domain rules; asked when a machine first has some. Without it there are none. */
+  proxyImage?: () => Promise<string>;
   /** Secrets of one instance, the same after a restart of the service. */
   deriveSecret: (purpose: 'tunnel' | 'gateway', instanceId: string) => string;
   onInbound: InboundHandler;
@@ -108,11 +112,17 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const names = networkNames(serviceId);
   await ensureNetwork(docker, names, { [LABELS.service]: serviceId });
   const policies = await runningPolicies(docker, options, serviceId, names);
-  const facts = await probeEngine(docker, options, serviceId, tunnels, names, policies);
+  const proxy = await proxyFound(docker, names, namedRules(policies)).catch((error: unknown) => {
+    options.logger.warn({ error }, 'the proxy for domain rules says nothing: what they allow is closed');
+    return undefined;
+  });
+  const rules = policyLines(names, policies, proxy);
+  const facts = await probeEngine(docker, options, serviceId, tunnels, names, rules);
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
   const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, policies);
   await runtime.watch();
   await runtime.sweep();
+  runtime.serveDomains();
   return runtime;
 }
 
@@ -161,11 +171,14 @@ async function runningPolicies(
 }
 
 /** What `SET_RULES` and `CLEAR_RULES` read. */
-function rulesEnvironment(
-  { bridge, chain }: NetworkNames,
-  nameServers: readonly string[] = [],
-): Record<string, string> {
-  return { BRIDGE: bridge, CHAIN: chain, NAME_SERVERS: nameServers.join(' ') };
+function rulesEnvironment(names: NetworkNames, nameServers: readonly string[] = []): Record<string, string> {
+  return {
+    BRIDGE: names.bridge,
+    PROXY_BRIDGE: proxyNetworkNames(names).bridge,
+    CHAIN: names.chain,
+    NAME_SERVERS: nameServers.join(' '),
+    NEVER_PROXIED: NEVER_PROXIED.join(' '),
+  };
 }
 
 function sandboxFilters(serviceId: string): string[] {
@@ -179,7 +192,7 @@ async function probeEngine(
   serviceId: string,
   tunnels: string,
   names: NetworkNames,
-  policies: ReadonlyMap<string, MachinePolicy>,
+  rules: string,
 ): Promise<Facts> {
   const info = (await callEngine('info', docker.info())) as {
     NCPU?: number;
@@ -248,7 +261,7 @@ async function probeEngine(
       script: `[ -e ${TUNNEL_DIR_INSIDE}/${marker} ] || { echo "no shared directories" >&2; exit 97; }
 echo "files=$(ulimit -Hn)"
 ${SET_RULES}`,
-      input: policyLines(names, policies.values()),
+      input: rules,
       hostConfig: {
         ...resourceLimits(resources, limits),
         Mounts: [{ Type: 'bind', Source: directory, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
@@ -344,6 +357,7 @@ class DockerRuntime implements Runtime {
   private readonly closing = new AbortController();
   private watcher: Promise<void> | undefined;
   private closed: Promise<void> | undefined;
+  private readonly proxy: DomainProxy;
   private readonly rules: HostRules;
 
   constructor(
@@ -358,8 +372,28 @@ class DockerRuntime implements Runtime {
     this.caveats = facts.caveats;
     this.limitsDisk = facts.limits.diskQuota;
     this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
+    const { logger, proxyImage = noProxyImage } = options;
+    const { signal } = this.closing;
+    this.proxy = new DomainProxy({
+      docker,
+      serviceId,
+      names,
+      nameServers: facts.nameServers,
+      image: proxyImage,
+      onDeath: () => void this.rules.revive(),
+      logger,
+      signal,
+    });
     const run = (script: string, input: string) => this.helper(script, input);
-    this.rules = new HostRules({ names, logger: options.logger, run, policies });
+    const { proxy } = this;
+    this.rules = new HostRules({
+      names,
+      logger,
+      run,
+      serve: (machines) => proxy.serve(machines),
+      signal,
+      policies,
+    });
   }
 
   // ---- start -----------------------------------------------------------------------------------------------------
@@ -660,7 +694,7 @@ class DockerRuntime implements Runtime {
     await this.haltNow(id);
     const output = new LastWords();
     try {
-      const mac = await this.prepareNetwork(spec, before);
+      const mac = await this.openWayOut(spec, before);
       const container = this.docker.getContainer(before.Id);
       await output.attach(this.docker, container);
       throwIfCancelled(signal);
@@ -690,7 +724,7 @@ class DockerRuntime implements Runtime {
   }
 
   /** Network and rules of a halted machine, for its next start; the address that rules go by, where there are any. */
-  private async prepareNetwork(
+  private async openWayOut(
     { id, network: access }: InstanceSpec,
     { Id, HostConfig, NetworkSettings }: Dockerode.ContainerInspectInfo,
   ): Promise<string | undefined> {
@@ -749,6 +783,17 @@ class DockerRuntime implements Runtime {
       if (mac === undefined) await this.joinNetwork(id, found, access);
       else await this.rules.set(id, policyOf(mac, access));
     });
+  }
+
+  async prepareNetwork(access: NetworkAccess): Promise<void> {
+    if (typeof access !== 'object' || (access.allowDomains ?? []).length === 0) return;
+    this.throwUnlessNamesClose();
+    await this.proxy.prepare();
+  }
+
+  /** Of machines that an earlier process left; what it can't do yet it tries again. */
+  serveDomains(): void {
+    if (this.rules.needsProxy) void this.rules.assert();
   }
 
   /** For a machine that was started without a network. It does not run until its rules hold. */
@@ -884,7 +929,10 @@ class DockerRuntime implements Runtime {
       image: this.facts.imageId,
       serviceId: this.serviceId,
       userNamespaces: this.facts.userNamespaces,
-      env: rulesEnvironment(this.names, this.options.nameServers),
+      env: {
+        ...rulesEnvironment(this.names, this.options.nameServers),
+        PROXY_NAME_SERVERS: this.facts.nameServers.join(' '),
+      },
       script,
       input,
     });
@@ -900,6 +948,7 @@ class DockerRuntime implements Runtime {
       }),
     );
     for (const helper of helpers) await removeContainer(this.docker, helper.Id);
+    if (!this.rules.needsProxy) await this.proxy.remove();
     const known = new Set((await this.list()).map(({ id }) => id));
     for (const name of await fs.readdir(this.tunnels)) {
       if (!known.has(name)) await fs.rm(path.join(this.tunnels, name), { recursive: true, force: true });
@@ -1044,7 +1093,9 @@ class DockerRuntime implements Runtime {
 
   /** Without sandboxes nothing of the service stays in the engine but its image. */
   private async removeUnusedNetwork(): Promise<void> {
-    if ((await this.list()).length > 0) return;
+    const isUnused = (await this.list()).length === 0;
+    if (isUnused || !this.rules.needsProxy) await this.proxy.remove();
+    if (!isUnused) return;
     try {
       await callEngine('remove network', this.docker.getNetwork(this.names.network).remove());
     } catch (error) {
@@ -1227,6 +1278,12 @@ export function parseEvent(line: string): EngineEvent | undefined {
 
 function wrongAddress(): ServiceError {
   return new ServiceError('internal', 'The container engine gave a sandbox another address than asked for');
+}
+
+function noProxyImage(): Promise<string> {
+  return Promise.reject(
+    new ServiceError('failed_precondition', 'Domain rules need an image of their proxy, and none is known'),
+  );
 }
 
 async function prove(name: string, proof: () => Promise<void>): Promise<Check> {

@@ -681,6 +681,10 @@ class LocalRuntime implements Runtime {
     });
   }
 
+  prepareNetwork(access: NetworkAccess): Promise<void> {
+    return typeof access === 'object' ? Promise.reject(noNetworkRules()) : Promise.resolve();
+  }
+
   /** Takes what the machine has already. */
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {
     const { network } = await this.madeState(id);

@@ -13,6 +13,11 @@ export interface Resources {
 export interface NetworkRules {
   allowOut: readonly string[];
   denyOut: readonly string[];
+  /**
+   * Names that are reachable beside these, on ports 80 and 443, by HTTP and TLS: lower case, without the last dot; `*.` and
+   * a name stands for all below it. Only with a `denyOut` of everything.
+   */
+  allowDomains?: readonly string[];
 }
 
 /** `full`: the internet; `none`: nothing at all, name servers included. Hosts and other machines are never reachable. */
@@ -151,6 +156,11 @@ export interface Runtime {
    * `failed_precondition` when the machine can't have that. A halted machine gets it from its `boot`.
    */
   setNetwork(id: string, access: NetworkAccess): Promise<void>;
+  /**
+   * Makes what machines with such access need beside them, where it isn't there; before `start` and `setNetwork`, which do
+   * not wait long for it. Rejects with `unavailable` while it takes longer, and `failed_precondition` when it can't be had.
+   */
+  prepareNetwork(access: NetworkAccess): Promise<void>;
   stats(id: string): Promise<InstanceStats>;
   /**
    * Bytes of the files that the machine has written, beyond what all of them begin with. Takes the longer the more files

@@ -42,6 +42,8 @@ export class NetworkChanges {
     const { id } = sandbox;
     const setAccess = (to: Egress) =>
       deadline(runtime.setNetwork(id, accessOf(to)), NETWORK_TIMEOUT_MS, 'Setting the network rules');
+    const access = accessOf(egress);
+    if (typeof access === 'object') await runtime.prepareNetwork(access);
     try {
       await setAccess(egress);
       // The machine first: after a crash in between it gets the old rules again, and nobody was told of the new.

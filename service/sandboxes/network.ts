@@ -4,7 +4,7 @@ import type { NetworkAccess } from '../runtime/runtime';
 /** A sandbox's way out as the caller described it; told again by `getInfo` as it was given. */
 export interface Egress {
   allowInternetAccess: boolean;
-  /** Addresses and CIDR blocks that stay reachable whatever `denyOut` says. */
+  /** Addresses, CIDR blocks and domains that stay reachable whatever `denyOut` says. */
   allowOut: readonly string[];
   denyOut: readonly string[];
 }
@@ -21,7 +21,14 @@ export function accessOf({ allowInternetAccess, allowOut, denyOut }: Egress): Ne
   const deny = blocksOf(allowInternetAccess ? denyOut : [...denyOut, EVERYTHING]);
   if (deny.length === 0 || allow.includes(EVERYTHING)) return 'full';
   if (!deny.includes(EVERYTHING)) return { allowOut: allow, denyOut: deny };
+  const allowDomains = domainsOf(allowOut);
+  if (allowDomains.length > 0) return { allowOut: allow, denyOut: [EVERYTHING], allowDomains };
   return allow.length === 0 ? 'none' : { allowOut: allow, denyOut: [EVERYTHING] };
+}
+
+/** Each once, in one spelling and one order: the same domains are the same rules. */
+function domainsOf(list: readonly string[]): string[] {
+  return [...new Set(list.filter(isDomain).map((text) => text.toLowerCase()))].sort();
 }
 
 function blocksOf(list: readonly string[]): string[] {

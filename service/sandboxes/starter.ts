@@ -70,6 +70,8 @@ export class SandboxStarter {
   }
 
   async start(request: StartRequest): Promise<Sandbox> {
+    const access = accessOf(request.options);
+    if (typeof access === 'object') await this.options.runtime.prepareNetwork(access); // may take longer than a claim
     const pooled = await this.startPooled(request);
     if (pooled !== undefined) return pooled;
     this.cold++;

@@ -179,6 +179,7 @@ export class FakeEngine {
   beforeHalt: (id: string) => Promise<void> = () => Promise.resolve();
   beforeBoot: (spec: InstanceSpec) => Promise<void> = () => Promise.resolve();
   beforeSetNetwork: (id: string, access: NetworkAccess) => Promise<void> = () => Promise.resolve();
+  beforePrepareNetwork: (access: NetworkAccess) => Promise<void> = () => Promise.resolve();
   beforeAdopt: (id: string) => Promise<void> = () => Promise.resolve();
 
   machine(id: string): FakeMachine {
@@ -303,6 +304,10 @@ export class FakeRuntime implements Runtime {
     const machine = this.engine.machines.get(id);
     this.engine.machines.delete(id);
     machine?.shutDown({ reason: 'stopped' });
+  }
+
+  async prepareNetwork(access: NetworkAccess): Promise<void> {
+    await this.engine.beforePrepareNetwork(access);
   }
 
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {

@@ -9,7 +9,7 @@ import { createDockerRuntime } from '../../service/runtime/docker';
 import { LABELS } from '../../service/runtime/docker-container';
 import { connectEngine } from '../../service/runtime/docker-engine';
 import { demultiplex, runHelper } from '../../service/runtime/docker-helper';
-import { networkNames } from '../../service/runtime/docker-network';
+import { networkNames, proxyNetworkNames } from '../../service/runtime/docker-network';
 import type { InboundHandler, NetworkAccess, Runtime } from '../../service/runtime/runtime';
 import type { RuntimeHarness } from '../suites/runtime-suite';
 import { prepared } from '../started-service';
@@ -36,13 +36,22 @@ export function whyNoDocker(): string | undefined {
   return testImage() === undefined ? 'no kernel image; `node test/prepare.js` builds it' : undefined;
 }
 
+/** The image of the proxy for domain rules that `test/prepare.js` built. */
+function testProxyImage(): Promise<string> {
+  const image = prepared().images.proxy;
+  if (image === undefined) throw new Error('no image of the proxy: run `node test/prepare.js`');
+  return Promise.resolve(image);
+}
+
 export interface DockerHarness extends RuntimeHarness {
   readonly docker: Dockerode;
   readonly dataDir: string;
   /** Name of the network and of the rules' chains: the service's part of both. */
   readonly networkName: string;
   readonly bridge: string;
-  /** The host's filter rules that belong to this service. */
+  /** Container, network and interface of the proxy for domain rules. */
+  readonly proxy: { network: string; bridge: string };
+  /** The host's filter and nat rules that belong to this service. */
   hostRules(): Promise<string[]>;
   run(id: string, argv: string[], user?: string): Promise<string>;
   container(id: string): Promise<Dockerode.Container>;
@@ -90,6 +99,7 @@ export async function makeDockerHarness(
       startTimeoutMs: 30_000,
       deadmanGraceMs: 1_000,
       docker: overrides.docker ?? docker,
+      proxyImage: testProxyImage,
       ...(overrides.nameServers !== undefined && { nameServers: overrides.nameServers }),
       ...(overrides.networks !== undefined && { networks: overrides.networks }),
     });
@@ -101,7 +111,7 @@ export async function makeDockerHarness(
     (network) => !before.has(network.Id) && network.Labels?.[LABELS.service] !== undefined,
   );
   const serviceId = ours[0]?.Labels?.[LABELS.service] ?? '';
-  const containers = (kind: 'sandbox' | 'helper') =>
+  const containers = (kind: 'sandbox' | 'helper' | 'proxy') =>
     docker.listContainers({
       all: true,
       filters: { label: [`${LABELS.service}=${serviceId}`, `${LABELS.kind}=${kind}`] },
@@ -116,7 +126,7 @@ export async function makeDockerHarness(
     const output = await runHelper(docker, {
       image,
       serviceId: 'tests',
-      script: 'iptables -S; ip6tables -S || true',
+      script: 'iptables -S; iptables -t nat -S; ip6tables -S || true',
     });
     return output.split('\n').filter((line) => line.includes(names.chain) || line.includes(names.bridge));
   };
@@ -125,6 +135,7 @@ export async function makeDockerHarness(
     dataDir,
     networkName: names.network,
     bridge: names.bridge,
+    proxy: proxyNetworkNames(names),
     hostRules,
     get runtime() {
       return runtime;
@@ -152,8 +163,11 @@ export async function makeDockerHarness(
       for (const { id } of await runtime.list()) await runtime.stop(id);
       await runtime.close();
       fs.rmSync(dataDir, { recursive: true, force: true });
-      const stayed = (await docker.listNetworks()).filter((network) => network.Name === names.network);
+      const stayed = (await docker.listNetworks()).filter((network) =>
+        [names.network, proxyNetworkNames(names).network].includes(network.Name),
+      );
       if ((await containers('helper')).length > 0) throw new Error('a helper container stayed');
+      if ((await containers('proxy')).length > 0) throw new Error('a proxy stayed');
       if (stayed.length > 0) throw new Error('the network stayed');
       const rules = await hostRules();
       if (rules.length > 0) throw new Error(`rules stayed:\n${rules.join('\n')}`);

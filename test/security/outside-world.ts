@@ -3,19 +3,43 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type Dockerode from 'dockerode';
 import { demultiplex, runHelper } from '../../service/runtime/docker-helper';
 
-/** Every answer of the world's name server. */
+/** The answer of the world's name server to every question that has no `ip-a-b-c-d` in it, which it would be, else. */
 export const RESOLVED = '192.0.2.77';
 
 /**
- * TCP echo on 8000, UDP echo on 8001, a name server on UDP 53 that knows every name; prints `up`, and each question.
+ * TCP echo on 8000, UDP echo on 8001 and 443, a name server on UDP 53 that knows every name, HTTP on 80 and TLS on 443
+ * that tell whom they take themselves for, with a WebSocket's handshake and an echo behind it; prints `up`, each
+ * question, and each connection to the last two.
  */
 const WORLD = `
 const net = require('net');
+const http = require('http');
+const tls = require('tls');
+const fs = require('fs');
+require('child_process').execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1',
+  '-nodes', '-subj', '/CN=world', '-days', '2', '-keyout', '/tmp/key.pem', '-out', '/tmp/cert.pem'], { stdio: 'ignore' });
+const web = http.createServer((req, res) => {
+  req.resume().on('end', () => res.end('http ' + req.headers.host + ' ' + (req.headers.upgrade ?? '') + ' at ' + req.socket.localAddress));
+});
+web.on('upgrade', (req, socket) => {
+  socket.write('HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Accept: '
+    + require('crypto').createHash('sha1').update(req.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64') + '\\r\\n\\r\\n');
+  socket.on('error', () => {}).pipe(socket);
+});
+web.on('connection', () => console.log('reached http'));
+web.listen(80, '0.0.0.0');
+tls.createServer({ key: fs.readFileSync('/tmp/key.pem'), cert: fs.readFileSync('/tmp/cert.pem') }, (s) => {
+  s.on('error', () => {});
+  s.write('tls ' + s.servername + ' at ' + s.localAddress + '\\n');
+  s.pipe(s);
+}).on('connection', () => console.log('reached tls')).on('tlsClientError', () => {}).listen(443, '0.0.0.0');
 const dgram = require('dgram');
 net.createServer((s) => s.on('error', () => {}).pipe(s)).listen(8000, '0.0.0.0');
-const udp = dgram.createSocket('udp4');
-udp.on('message', (data, from) => udp.send(data, from.port, from.address));
-udp.bind(8001);
+for (const port of [8001, 443]) {
+  const udp = dgram.createSocket('udp4');
+  udp.on('message', (data, from) => udp.send(data, from.port, from.address));
+  udp.bind(port);
+}
 const dns = dgram.createSocket('udp4');
 dns.on('message', (query, from) => {
   const labels = [];
@@ -24,12 +48,18 @@ dns.on('message', (query, from) => {
   const question = query.subarray(12, at + 5);
   const isA = query.readUInt16BE(at + 1) === 1;
   console.log('asked ' + labels.join('.'));
+  const [, told = '${RESOLVED}'] = /ip-(\\d+-\\d+-\\d+-\\d+)/.exec(labels.join('.')) ?? [];
   const head = Buffer.from([query[0], query[1], 0x81, 0x80, 0, 1, 0, isA ? 1 : 0, 0, 0, 0, 0]);
-  const answer = Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, ...'${RESOLVED}'.split('.').map(Number)]);
+  const answer = Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, ...told.split(/[.-]/).map(Number)]);
   dns.send(Buffer.concat(isA ? [head, question, answer] : [head, question]), from.port, from.address);
 });
 dns.bind(53, () => console.log('up'));
 `;
+
+/** A name that the world resolves to an address. */
+export function nameOf(address: string, prefix = 'www'): string {
+  return `${prefix}.ip-${address.replaceAll('.', '-')}.example`;
+}
 
 /**
  * Two machines on a network of test addresses that play the internet: nothing beyond this host is ever asked. What
@@ -117,6 +147,12 @@ add -i ${this.bridge} -o ${from} -m conntrack --ctstate ESTABLISHED,RELATED -j A
   async questions(): Promise<string[]> {
     const logs = await Promise.all(this.machines.map((machine) => this.log(machine)));
     return [...logs.join('').matchAll(/^asked (.*)$/gm)].map(([, name = '']) => name);
+  }
+
+  /** How many connections for HTTP and TLS there were to each of its machines. */
+  async reached(): Promise<number[]> {
+    const logs = await Promise.all(this.machines.map((machine) => this.log(machine)));
+    return logs.map((log) => log.match(/^reached /gm)?.length ?? 0);
   }
 
   async close(): Promise<void> {

@@ -45,11 +45,35 @@ def test_update_network():
     assert info.allow_internet_access is False
     assert not info.network.get("deny_out")
     assert outcome(box.run_code(PROBE)) == "ECONNREFUSED"
-    with pytest.raises(SandboxException, match="not implemented yet"):
-        box.update_network({"allow_out": ["a.example"], "deny_out": ["0.0.0.0/0"]})
+    with pytest.raises(SandboxException, match="a domain needs 0.0.0.0/0 in denyOut"):
+        box.update_network({"allow_out": ["allowed.example"]})
     box.kill()
     with pytest.raises(NotFoundException):
         box.update_network({})
+
+
+ASK = """
+import urllib.request as r
+try:
+    print(r.urlopen('http://{}/', timeout=10).status)
+except Exception as error:
+    print(error)
+"""
+
+
+@on_docker
+def test_domains():
+    # Of names that are not on the list nobody is asked, so nothing leaves this host.
+    network = {"allow_out": ["allowed.example"], "deny_out": ["0.0.0.0/0"]}
+    box = Sandbox.create(timeout=120, network=network)
+    told = box.get_info().network
+    assert (told["allow_out"], told["deny_out"]) == (["allowed.example"], ["0.0.0.0/0"])
+    assert outcome(box.run_code(ASK.format("other.example"))) == "HTTP Error 403: Forbidden"
+    box.update_network({"allow_out": ["*.later.example"], "deny_out": ["0.0.0.0/0"]})
+    assert outcome(box.run_code(ASK.format("allowed.example"))) == "HTTP Error 403: Forbidden"
+    box.kill()
+    with pytest.raises(SandboxException, match="a domain needs 0.0.0.0/0 in denyOut"):
+        Sandbox.create(timeout=120, network={"allow_out": ["allowed.example"]})
 
 
 @on_docker

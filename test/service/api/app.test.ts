@@ -188,7 +188,6 @@ describe('control plane', () => {
       [{ mcp: { browserbase: {} } }, 'mcp'],
       [{ iam: { tokens: { a: { audience: 'x', tokenType: 'JWT-SVID' } } } }, 'iam'],
       [{ volumeMounts: [{ name: 'v', path: '/v' }] }, 'volumeMounts'],
-      [{ network: { allowOut: ['*.a.example'], denyOut: ['0.0.0.0/0'] } }, 'network.allowOut with domains'],
       [{ network: { egressProxy: { address: 'a:1' } } }, 'network.egressProxy'],
       [{ network: { rules: { 'a.example': [] } } }, 'network.rules'],
       [{ network: { dnsServers: ['1.1.1.1'] } }, 'network.dnsServers'],
@@ -457,10 +456,11 @@ describe('control plane', () => {
         [{ denyOut: ['nonsense'] }, 400, 'denyOut: "nonsense" is neither'],
         [{ allowOut: 'x' }, 400, 'allowOut'],
         [
-          { allowOut: ['a.example'], allow_internet_access: false },
-          501,
-          'allowOut with domains is not implemented yet',
+          { allowOut: ['a.example'], denyOut: ['8.8.8.8'] },
+          400,
+          'allowOut: a domain needs 0.0.0.0/0 in denyOut',
         ],
+        [{ allowOut: ['*.'], denyOut: ['0.0.0.0/0'] }, 400, 'allowOut: "*." is neither'],
         [{ rules: { 'a.example': [] } }, 501, 'rules is not implemented yet'],
         [{ egressProxy: { address: 'a:1' } }, 501, 'egressProxy is not implemented yet'],
       ] as const) {
@@ -473,6 +473,38 @@ describe('control plane', () => {
       await api.ask('POST', `/sandboxes/${id}/pause`);
       expect((await put({ allow_internet_access: false })).status).toBe(204);
       expect((await settings()).access).toBe('none');
+    });
+
+    it('takes domains where everything else is denied, once what they need is there', async () => {
+      const network = { allowOut: ['B.example', '*.a.example', '1.1.1.1'], denyOut: ['0.0.0.0/0'] };
+      const rules = {
+        allowOut: ['1.1.1.1/32'],
+        denyOut: ['0.0.0.0/0'],
+        allowDomains: ['*.a.example', 'b.example'],
+      };
+      const prepared: unknown[] = [];
+      api.engine.beforePrepareNetwork = (access) => Promise.resolve(void prepared.push(access));
+      const id = await api.create({ network });
+      expect([prepared, api.engine.machine(id).network]).toEqual([[rules], rules]);
+      expect((await api.ask('GET', `/sandboxes/${id}`)).body).toMatchObject({ network });
+      const put = (body: unknown) => api.ask('PUT', `/sandboxes/${id}/network`, { body });
+      expect((await put({ allowOut: ['c.example'], allow_internet_access: false })).status).toBe(204);
+      const changed = { allowOut: [], denyOut: ['0.0.0.0/0'], allowDomains: ['c.example'] };
+      expect([prepared[1], api.engine.machine(id).network]).toEqual([changed, changed]);
+
+      const message = 'The image of the proxy for domain rules is being built';
+      api.engine.beforePrepareNetwork = () => Promise.reject(new ServiceError('unavailable', message));
+      const refused = [
+        await put({ allowOut: ['d.example'], denyOut: ['0.0.0.0/0'] }),
+        await api.ask('POST', '/v2/sandboxes', { body: { templateID: 'base', network } }),
+      ];
+      for (const { status, body } of refused)
+        expect([status, body]).toEqual([
+          503,
+          expect.objectContaining({ message: expect.stringContaining(message) }),
+        ]);
+      expect(api.engine.machine(id).network).toEqual(changed);
+      expect(api.engine.machines.size).toBe(1);
     });
 
     it('is connected to, paused, resumed and extended with the exact statuses', async () => {

@@ -10,7 +10,7 @@ beforeEach(async () => {
     maximum: { cpuCount: 8, memoryMB: 16_384 },
   });
   // Ready for those who ask for nothing else.
-  const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined };
+  const warmer = { warm: () => Promise.resolve(), isWarm: () => true, drop: () => undefined, underWay: 0 };
   const sizes = new Map([['cellboxbase0template', { min: 0, target: 1, max: 1 }]]);
   api = await ApiHarness.open({}, { warmer, sizes, freeMemoryMB: () => 8192 }, templates);
 });

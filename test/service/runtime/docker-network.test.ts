@@ -2,7 +2,12 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { CLEAR_RULES, SET_RULES, networkNames } from '../../../service/runtime/docker-network';
+import {
+  CLEAR_RULES,
+  SET_RULES,
+  networkNames,
+  proxyNetworkNames,
+} from '../../../service/runtime/docker-network';
 
 describe('networkNames()', () => {
   const names = networkNames('0123456789abcdef0123456789abcdef');
@@ -15,13 +20,16 @@ describe('networkNames()', () => {
     });
     expect(names.bridge.length).toBeLessThanOrEqual(15);
     expect(`${names.chain}-FW`.length).toBeLessThanOrEqual(28);
+    const proxy = proxyNetworkNames(names);
+    expect(proxy).toEqual({ network: 'cellbox-0123456789-proxy', bridge: 'cbx0123456789p' });
+    expect(proxy.bridge.length).toBeLessThanOrEqual(15);
   });
 });
 
-/** Runs a program with an iptables that says yes to everything and prints what it is given. */
+/** Runs a program with an iptables that says yes to everything, but that there have been redirects, and prints what it is given. */
 function dryRun(script: string, iptables: string, input = '', routes = '/dev/null'): string {
   const stubs = `
-iptables() { ${iptables}; }
+iptables() { case "$*" in *'-t nat -n -L'*) return 1 ;; esac; ${iptables}; }
 ip6tables() { iptables "$@"; }
 awk() { case "$*" in *resolv.conf) echo 10.0.0.53 ;; *) command awk "$@" ;; esac; }
 `;
@@ -31,7 +39,13 @@ awk() { case "$*" in *resolv.conf) echo 10.0.0.53 ;; *) command awk "$@" ;; esac
     .replaceAll('"$ipt-restore" -w 5 --noflush', 'cat')
     .replaceAll('"$ip6-restore" -w 5 --noflush', 'sed s/^/6/');
   return execFileSync('/bin/sh', ['-c', stubs + program.slice(0, program.indexOf('# Without this'))], {
-    env: { PATH: process.env['PATH'], BRIDGE: 'cbx1', CHAIN: 'CELLBOX-1' },
+    env: {
+      PATH: process.env['PATH'],
+      BRIDGE: 'cbx1',
+      PROXY_BRIDGE: 'cbx1p',
+      CHAIN: 'CELLBOX-1',
+      NEVER_PROXIED: '10.0.0.0/8 127.0.0.0/8',
+    },
     encoding: 'utf8',
     input,
   });
@@ -70,6 +84,48 @@ describe('SET_RULES', () => {
     expect(lines.findIndex((line) => line.startsWith('-A CELLBOX-1-FW'))).toBe(at + 1);
   });
 
+  it('never touches the nat table, nor speaks of a proxy, for machines without domains', () => {
+    const lines = dryRun(SET_RULES, 'true', ':CELLBOX-1-P0 - [0:0]\n');
+    expect(lines).not.toMatch(/nat|cbx1p|-X[IF]/);
+  });
+
+  it('redirects in the nat table what has domains, and closes the proxy’s own network around it', () => {
+    const input =
+      'nat :CELLBOX-1-P0 - [0:0]\nnat -A CELLBOX-1-NAT -m mac --mac-source 0a:00:00:00:00:01 -j CELLBOX-1-P0\n';
+    const [filter = '', nat = ''] = dryRun(SET_RULES, 'true', input).split('*nat\n');
+    expect(nat.split('\n').slice(0, 5)).toEqual([
+      ':CELLBOX-1-NAT - [0:0]',
+      '-F CELLBOX-1-NAT',
+      ':CELLBOX-1-P0 - [0:0]',
+      '-A CELLBOX-1-NAT -m mac --mac-source 0a:00:00:00:00:01 -j CELLBOX-1-P0',
+      '-D PREROUTING -i cbx1 -j CELLBOX-1-NAT',
+    ]);
+    expect(nat).toContain('-I POSTROUTING 1 -o cbx1p -j ACCEPT\nCOMMIT');
+    expect(filter).not.toContain('--mac-source');
+    const forward = filter.split('\n').filter((line) => line.startsWith('-A CELLBOX-1-XF'));
+    expect(forward[0]).toBe(
+      '-A CELLBOX-1-XF -o cbx1 -m conntrack --ctdir REPLY --ctstate ESTABLISHED,RELATED -j ACCEPT',
+    );
+    const way = forward.indexOf('-A CELLBOX-1-XF -p tcp -m multiport --dports 80,443 -j RETURN');
+    for (const match of [
+      '-d 10.0.0.0/8',
+      '-d 127.0.0.0/8',
+      '--ctstate DNAT',
+      '-o cbx+',
+      '-o docker+',
+      '-o br-+',
+    ]) {
+      const at = forward.findIndex((line) => line.includes(match) && line.endsWith('-j REJECT'));
+      expect([match, at > 0 && at < way]).toEqual([match, true]);
+    }
+    expect(forward.slice(way + 1)).toEqual([
+      '-A CELLBOX-1-XF  -p tcp -j REJECT --reject-with tcp-reset',
+      '-A CELLBOX-1-XF  -j REJECT',
+    ]);
+    // Of machines: only what was accepted before gets there.
+    expect(filter).toContain('-A CELLBOX-1-FW -o cbx1p -j REJECT');
+  });
+
   it('removes chains of machines that are gone, and of no other service', () => {
     const known = [
       '-P INPUT ACCEPT',
@@ -78,7 +134,7 @@ describe('SET_RULES', () => {
       '-N CELLBOX-1-P1',
       '-N CELLBOX-2-P1',
     ];
-    const list = `if [ "$3" = -S ]; then printf '%s\\n' ${known.map((line) => `'${line}'`).join(' ')}; fi`;
+    const list = `if [ "$*" = '-w 5 -t filter -S' ]; then printf '%s\\n' ${known.map((line) => `'${line}'`).join(' ')}; fi`;
     const lines = dryRun(SET_RULES, list, ':CELLBOX-1-P0 - [0:0]\n').split('\n');
     expect(lines.filter((line) => line.startsWith('-X'))).toEqual(['-X CELLBOX-1-P1']);
     expect(lines.indexOf('-F CELLBOX-1-P1')).toBe(lines.indexOf('-X CELLBOX-1-P1') - 1);

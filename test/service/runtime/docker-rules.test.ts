@@ -1,9 +1,16 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { createLogger } from '../../../service/log';
 import { CLEAR_RULES, SET_RULES, networkNames } from '../../../service/runtime/docker-network';
+import type { NamedRules } from '../../../service/runtime/docker-proxy-config';
 import { HostRules } from '../../../service/runtime/docker-rules';
 
 const names = networkNames('0123456789abcdef0123456789abcdef');
-const policy = (last: number) => ({ mac: `0a:00:00:00:00:0${last}`, allowOut: [], denyOut: ['1.1.1.1/32'] });
+const policy = (last: number, ...domains: string[]) => ({
+  mac: `0a:00:00:00:00:0${last}`,
+  allowOut: [],
+  denyOut: ['1.1.1.1/32'],
+  domains,
+});
 
 /** A host that takes rules when it is let. */
 class Host {
@@ -13,9 +20,16 @@ class Host {
   readonly waiting: Array<(error?: Error) => void> = [];
   isPatient = false;
   last = '';
+  lines = '';
+  /** What the proxy was told, by attempt: names by machine. */
+  readonly served: Array<Record<string, readonly string[]>> = [];
+  isProxyDead = false;
+  held = 0;
+  readonly stop = new AbortController();
 
   readonly run = (script: string, input: string): Promise<void> => {
     this.last = script;
+    this.lines = input;
     this.attempts.push([...input.matchAll(/-FW -m mac --mac-source (\S+)/g)].map(([, mac = '']) => mac));
     if (!this.isPatient) return Promise.resolve();
     return new Promise((resolve, reject) =>
@@ -24,7 +38,14 @@ class Host {
   };
 
   rules(policies: Iterable<readonly [string, ReturnType<typeof policy>]> = []): HostRules {
-    return new HostRules({ names, logger: createLogger('silent'), run: this.run, policies });
+    const serve = (machines: readonly NamedRules[]) => {
+      this.served.push(Object.fromEntries(machines.map(({ id, domains }) => [id, domains])));
+      if (this.isProxyDead) return Promise.reject(new Error('no proxy'));
+      const slotOf = (id: string) => (id === 'late' ? undefined : 1);
+      return Promise.resolve({ address: '172.20.0.2', slotOf, held: () => void this.held++ });
+    };
+    const { signal } = this.stop;
+    return new HostRules({ names, logger: createLogger('silent'), run: this.run, serve, signal, policies });
   }
 }
 
@@ -98,4 +119,77 @@ describe('HostRules', () => {
     await rules.clear();
     expect([host.attempts, host.last]).toEqual([[[], []], CLEAR_RULES]);
   });
+
+  describe('with domains', () => {
+    it('tells the proxy first, all of it, and the host where that is', async () => {
+      const host = new Host();
+      const rules = host.rules([['a', policy(1, 'a.example')]]);
+      await rules.set('b', policy(2, 'b.example', '*.c.example'));
+      await rules.set('c', policy(3));
+      expect(host.served).toEqual([
+        { a: ['a.example'], b: ['b.example', '*.c.example'] },
+        { a: ['a.example'], b: ['b.example', '*.c.example'] },
+      ]);
+      expect(host.lines).toContain('--to-destination 172.20.0.2:20001');
+      expect(host.held).toBe(2);
+    });
+
+    it('asks for no proxy when nobody has any', async () => {
+      const host = new Host();
+      const rules = host.rules();
+      await rules.set('a', policy(1));
+      expect([host.served, rules.needsProxy]).toEqual([[], false]);
+    });
+
+    it('refuses them while the proxy is dead, goes back to what was before, and keeps other changes', async () => {
+      const host = new Host();
+      host.isProxyDead = true;
+      const rules = host.rules([['a', policy(1)]]);
+      const [named, other] = await Promise.allSettled([
+        rules.set('a', policy(1, 'a.example')),
+        rules.set('b', policy(2)),
+      ]);
+      expect(named).toMatchObject({ status: 'rejected', reason: { code: 'unavailable' } });
+      expect(other.status).toBe('fulfilled');
+      await rules.settled();
+      expect(rules.needsProxy).toBe(false);
+      expect(host.lines).not.toContain('nat');
+      await rules.prove();
+      host.stop.abort();
+    });
+
+    it('refuses a machine that the proxy has no room for, and keeps those that it serves', async () => {
+      const host = new Host();
+      const rules = host.rules([['a', policy(1, 'a.example')]]);
+      await expect(rules.set('late', policy(2, 'b.example'))).rejects.toMatchObject({ code: 'resource_exhausted' });
+      await rules.settled();
+      expect(host.served[host.served.length - 1]).toEqual({ a: ['a.example'] });
+      expect(host.lines).toContain('ACCEPT');
+    });
+
+    it('tries again until the proxy serves those that have some, who are closed meanwhile', async () => {
+      const host = new Host();
+      host.isProxyDead = true;
+      const rules = host.rules([['a', policy(1, 'a.example')]]);
+      await rules.assert();
+      expect(host.lines).not.toContain('ACCEPT');
+      await expect(rules.prove()).rejects.toThrow('no proxy');
+      host.isProxyDead = false;
+      await eventually(() => expect(host.lines).toContain('ACCEPT'));
+      await rules.prove();
+      host.stop.abort();
+    });
+  });
 });
+
+async function eventually(holds: () => void): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    try {
+      holds();
+      return;
+    } catch (error) {
+      if (tries === 100) throw error;
+      await delay(20);
+    }
+  }
+}

@@ -83,6 +83,21 @@ describe('accessOf()', () => {
       { allowOut: ['10.1.2.3/8', '10.0.0.0/8'], denyOut: ['1.1.1.1', '1.1.1.1/32'] },
       { allowOut: ['10.0.0.0/8'], denyOut: ['1.1.1.1/32'] },
     ],
+    [
+      'domains beside addresses, in one spelling and order, each once',
+      { allowOut: ['b.example', '*.A.example', '1.1.1.1', 'B.EXAMPLE'], denyOut: ['0.0.0.0/0', '2.2.2.2'] },
+      { allowOut: ['1.1.1.1/32'], denyOut: ['0.0.0.0/0'], allowDomains: ['*.a.example', 'b.example'] },
+    ],
+    [
+      'domains alone with internet access off',
+      { allowInternetAccess: false, allowOut: ['b.example'] },
+      { allowOut: [], denyOut: ['0.0.0.0/0'], allowDomains: ['b.example'] },
+    ],
+    [
+      'full when everything is allowed beside domains',
+      { allowOut: ['b.example', '0.0.0.0/0'], denyOut: ['0.0.0.0/0'] },
+      'full',
+    ],
   ])('is %s', (_claim, settings, access) => {
     expect(accessOf(egress(settings))).toEqual(access);
   });

@@ -21,9 +21,17 @@ export const ServiceInfo = z.object({
   caveats: z
     .array(z.string())
     .describe('What the runtime does not isolate or enforce, one sentence each; empty when it is all.'),
-  isolation_levels: z.array(z.string()),
+  isolation_levels: z
+    .array(z.string())
+    .describe('Kinds of walls that sandboxes can have here; the first is the usual one.'),
   domain: z.string(),
-  templates: z.array(z.object({ id: z.string(), alias: z.string() })),
+  templates: z.array(
+    z.object({
+      id: z.string(),
+      alias: z.string(),
+      isolation: z.string().describe('The level of its sandboxes.'),
+    }),
+  ),
   languages: z.array(LanguageInfo),
   limits: z.object({
     max_sandboxes: z.int().describe("Of the caller's team."),

@@ -31,6 +31,7 @@ const integer = (min: number, max: number) =>
     .max(max, `must be at most ${max}`);
 
 const HOST = /^[A-Za-z0-9.:_-]+$/;
+const ISOLATION = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const API_KEY = /^e2b_[0-9a-f]+$/;
 const ADMIN_TOKEN = /^[\w.~+/=-]{16,256}$/;
 const ADDRESS = /^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
@@ -61,6 +62,11 @@ export const SETTINGS = {
     'CELLBOX_RUNTIME',
     z.enum(['auto', 'docker', 'local'], 'must be auto, docker or local').default('auto'),
     'Where sandboxes run',
+  ),
+  isolation: setting(
+    'CELLBOX_ISOLATION',
+    z.string().regex(ISOLATION, 'must be a name of letters, digits, dots, dashes and underscores').optional(),
+    'Wall around a sandbox whose template names none: `gvisor`, or an OCI runtime that the engine knows; default the engine’s own. `/v1/info` lists them',
   ),
   apiKey: setting(
     'CELLBOX_API_KEY',

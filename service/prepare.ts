@@ -79,6 +79,7 @@ export async function openRuntime(
       resources: config,
       networks: options.networks,
       nameServers: config.nameServers,
+      isolation: config.isolation,
     });
     const ask = askImage(image, engineServiceId(common.deriveSecret));
     const home = { runtime: 'docker', flavor: config.imageFlavor } as const;
@@ -90,6 +91,7 @@ export async function openRuntime(
     python,
     agentDir: AGENT_DIR,
     bubblewrap: config.bubblewrap,
+    isolation: config.isolation,
   });
   return { runtime, languages: new LanguageReport({ runtime: 'local' }, askLocally(python), logger) };
 }

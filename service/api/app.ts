@@ -34,7 +34,7 @@ export interface ApiOptions {
   >;
   sandboxes: Sandboxes;
   teams: Teams;
-  runtime: Pick<Runtime, 'name' | 'caveats' | 'check'>;
+  runtime: Pick<Runtime, 'name' | 'caveats' | 'isolationLevels' | 'check'>;
   logger: Logger;
   /** Domain of sandbox host names, with a port where it is not 443. */
   domain: string;
@@ -310,23 +310,18 @@ function notYet(feature: string): RequestHandler {
   };
 }
 
-const ISOLATION: Record<Runtime['name'], string[]> = {
-  docker: ['container'],
-  local: ['process'],
-  fake: ['none'],
-};
-
 function infoHandler(options: ApiOptions): RequestHandler {
   const { config, runtime, teams } = options;
   return async (_req, res) => {
     const { maxSandboxes, createsPerMinute } = teams.limitsOf(teamOf(res));
+    const [usual = 'none'] = runtime.isolationLevels;
     const info: ServiceInfo = {
       version: options.version ?? 'unknown',
       runtime: runtime.name,
       caveats: [...runtime.caveats],
-      isolation_levels: ISOLATION[runtime.name],
+      isolation_levels: [...runtime.isolationLevels],
       domain: options.domain,
-      templates: TEMPLATES.map(({ id, alias }) => ({ id, alias })),
+      templates: TEMPLATES.map(({ id, alias, isolation = usual }) => ({ id, alias, isolation })),
       languages: (await options.languages?.()) ?? [],
       limits: {
         max_sandboxes: maxSandboxes,

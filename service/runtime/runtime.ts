@@ -27,6 +27,8 @@ export interface InstanceSpec {
   resources: Resources;
   /** `none`: no interface but loopback, and no name resolution. Rules hold before anything runs inside. */
   network: NetworkAccess;
+  /** One of `Runtime.isolationLevels`; undefined takes the first of them. */
+  isolation?: string;
   /** Kept by the engine and told again by `list()`, so that a service that lost its store still knows whose it is. */
   labels: Record<string, string>;
   /** Secret that the agent asks of callers (`X-Access-Token`); undefined leaves the agent open. */
@@ -116,6 +118,11 @@ export interface Runtime {
   readonly caveats: readonly string[];
   /** Why no machine can have network rules of its own, with the remedy; undefined where they can. */
   readonly whyNoNetworkRules: string | undefined;
+  /**
+   * Kinds of walls that machines can have here, by name; the first is the usual one. `start` rejects with
+   * `failed_precondition` for any other, and for one that turns out not to work.
+   */
+  readonly isolationLevels: readonly string[];
   /** Proves that `start` can succeed now. Answers within 3 s. */
   check(): Promise<Check[]>;
   start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;

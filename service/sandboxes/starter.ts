@@ -115,7 +115,7 @@ export class SandboxStarter {
     await Promise.all([
       access !== 'full' &&
         deadline(runtime.setNetwork(instance.id, access), CLAIM_TIMEOUT_MS, 'Setting the network rules'),
-      initAgentAgain(instance, specOf(sandbox), signal),
+      initAgentAgain(instance, specOf(sandbox, request.template), signal),
       deadline(instance.setDeadline(endAt), CLAIM_TIMEOUT_MS, 'Telling the deadline'),
     ]);
     signal.throwIfAborted();
@@ -147,7 +147,7 @@ export class SandboxStarter {
     try {
       signal.throwIfAborted();
       const planned = { ...withTokens(row, secrets), state: 'running' } as const;
-      machine = runtime.start(specOf(planned), signal);
+      machine = runtime.start(specOf(planned, request.template), signal);
       const instance = await giveUp(machine, signal);
       signal.throwIfAborted();
       const upAt = this.options.now();
@@ -210,12 +210,13 @@ export class SandboxStarter {
   }
 }
 
-function specOf(sandbox: Sandbox): InstanceSpec {
+function specOf(sandbox: Sandbox, { isolation }: Template): InstanceSpec {
   return {
     id: sandbox.id,
     env: sandbox.env,
     resources: sandbox.resources,
     network: accessOf(sandbox),
+    ...(isolation !== undefined && { isolation }),
     labels: { team: sandbox.teamId, template: sandbox.templateId },
     ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
     deadlineAt: sandbox.endAt,

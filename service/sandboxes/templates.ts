@@ -7,6 +7,8 @@ export interface Template {
   readonly alias: string;
   readonly buildId: string;
   readonly createdAt: Date;
+  /** Level of its machines, one of the runtime's; undefined takes the usual one. */
+  readonly isolation?: string;
 }
 
 /** Slug of the only team there is until teams can be made; the namespace of template names. */

@@ -4,6 +4,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../../service/errors';
+import { noSuchIsolation } from '../../service/runtime/instance-start';
 import type {
   Check,
   Instance,
@@ -182,6 +183,7 @@ export class FakeRuntime implements Runtime {
   readonly name = 'fake';
   readonly caveats = ['Nothing is isolated.'];
   whyNoNetworkRules: string | undefined;
+  isolationLevels: readonly string[] = ['none'];
   private closed = false;
 
   constructor(readonly engine: FakeEngine = new FakeEngine()) {}
@@ -192,6 +194,8 @@ export class FakeRuntime implements Runtime {
 
   async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
     refuseAborted(signal);
+    if (spec.isolation !== undefined && !this.isolationLevels.includes(spec.isolation))
+      throw noSuchIsolation(spec.isolation, this.isolationLevels);
     if (this.engine.machines.has(spec.id)) {
       throw new ServiceError('already_exists', `there is a machine ${spec.id}`);
     }

@@ -860,8 +860,8 @@ describe('GET /v1/info', () => {
       isolation_levels: ['none'],
       domain: 'box.example:8443',
       templates: [
-        { id: 'cellboxbase0template', alias: 'base' },
-        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1' },
+        { id: 'cellboxbase0template', alias: 'base', isolation: 'none' },
+        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1', isolation: 'none' },
       ],
       languages,
       limits: {

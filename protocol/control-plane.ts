@@ -20,6 +20,11 @@ function optional<Schema extends z.ZodType>(schema: Schema) {
   return schema.nullish().transform((value) => value ?? undefined);
 }
 
+/** What a sandbox has at least, of each of its limits. */
+export const MIN_RESOURCES = { cpuCount: 1, memoryMB: 128, diskSizeMB: 64, pids: 32, openFiles: 64 } as const;
+
+const limit = (name: keyof typeof MIN_RESOURCES) => z.int().min(MIN_RESOURCES[name]).max(INT32_MAX);
+
 const Seconds = z.int().min(0).max(INT32_MAX);
 const StringMap = z.record(z.string(), z.string());
 
@@ -56,6 +61,13 @@ export const NewSandboxV2 = z.object({
   mcp: optional(z.record(z.string(), z.unknown())),
   iam: optional(z.object({ tokens: optional(z.record(z.string(), z.unknown())) })),
   volumeMounts: optional(z.array(VolumeMount)),
+  // Ours: no SDK sends them. Clients that have no such options name a size in the reference to the template.
+  size: optional(z.string().min(1).max(64)),
+  cpuCount: optional(limit('cpuCount')),
+  memoryMB: optional(limit('memoryMB')),
+  diskSizeMB: optional(limit('diskSizeMB')),
+  pids: optional(limit('pids')),
+  openFiles: optional(limit('openFiles')),
 });
 /** Body of `POST /sandboxes`: the same, secured only when asked for. */
 export const NewSandbox = NewSandboxV2.extend({ secure: optional(z.boolean()) });
@@ -232,15 +244,17 @@ export interface TemplateReference {
   /** Alias, name or id. */
   alias: string;
   tag: string;
+  /** Name of a size; ours, for clients that have no other way to ask for one. */
+  size: string | undefined;
 }
 
-const TEMPLATE_REFERENCE = /^(?:([a-z0-9_-]+)\/)?([a-z0-9_-]+)(?::([a-z0-9_.-]+))?$/;
+const TEMPLATE_REFERENCE = /^(?:([a-z0-9_-]+)\/)?([a-z0-9_-]+)(?::([a-z0-9_.-]+))?(?:@([a-z0-9_.-]+))?$/;
 
-/** Parses `[namespace/]alias[:tag]`, trimmed and lower-cased; the tag is `default` where none is given. */
+/** Parses `[namespace/]alias[:tag][@size]`, trimmed and lower-cased; the tag is `default` where none is given. */
 export function parseTemplateReference(text: string): TemplateReference | undefined {
   const match = TEMPLATE_REFERENCE.exec(text.trim().toLowerCase());
   if (match?.[2] === undefined) return undefined;
-  return { namespace: match[1], alias: match[2], tag: match[3] ?? 'default' };
+  return { namespace: match[1], alias: match[2], tag: match[3] ?? 'default', size: match[4] };
 }
 
 /**

@@ -14,6 +14,14 @@ export type NativeError = z.infer<typeof NativeError>;
 export const LanguageInfo = z.object({ name: z.string(), missing: z.string().optional() });
 export type LanguageInfo = z.infer<typeof LanguageInfo>;
 
+const Limits = {
+  cpu_count: z.int(),
+  memory_bytes: z.int(),
+  disk_bytes: z.int(),
+  pids: z.int(),
+  open_files: z.int(),
+};
+
 /** Answer to `GET /v1/info`. */
 export const ServiceInfo = z.object({
   version: z.string(),
@@ -25,23 +33,30 @@ export const ServiceInfo = z.object({
     .array(z.string())
     .describe('Kinds of walls that sandboxes can have here; the first is the usual one.'),
   domain: z.string(),
-  templates: z.array(
-    z.object({
-      id: z.string(),
-      alias: z.string(),
-      isolation: z.string().describe('The level of its sandboxes.'),
-    }),
-  ),
+  templates: z
+    .array(
+      z.object({
+        id: z.string(),
+        alias: z.string(),
+        isolation: z.string().describe('The level of its sandboxes.'),
+        ...Limits,
+      }),
+    )
+    .describe('With what a sandbox of each has when its create asks for nothing else.'),
+  sizes: z
+    .array(z.object({ name: z.string(), ...Limits }))
+    .describe('What a create can ask for by name: `size`, or `@name` behind the template.'),
   languages: z.array(LanguageInfo),
   limits: z.object({
     max_sandboxes: z.int().describe("Of the caller's team."),
     creates_per_minute: z.int().describe("Of the caller's team; 0 is no limit."),
     max_timeout_ms: z.int(),
-    cpu_count: z.int(),
-    memory_bytes: z.int(),
-    disk_bytes: z.int(),
-    pids: z.int(),
-    open_files: z.int(),
+    ...Limits,
+    max_cpu_count: z.int().describe('Of one sandbox, whatever its create asks for; so are the next four.'),
+    max_memory_bytes: z.int(),
+    max_disk_bytes: z.int(),
+    max_pids: z.int(),
+    max_open_files: z.int(),
     max_body_bytes: z.int(),
   }),
 });

@@ -2,8 +2,10 @@ import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
+import { MIN_RESOURCES } from '../protocol/control-plane';
 import { MAX_EXECUTION_TIMEOUT_MS } from '../protocol/interpreter';
 import { ServiceError } from './errors';
+import { ISOLATION_NAME } from './runtime/runtime';
 
 /** One setting: environment variable, command-line flag (derived), default and one line of help. */
 interface Setting<Schema extends z.ZodType> {
@@ -30,8 +32,17 @@ const integer = (min: number, max: number) =>
     .min(min, `must be at least ${min}`)
     .max(max, `must be at most ${max}`);
 
+const MAX_RESOURCES = {
+  cpuCount: 256,
+  memoryMB: 1_048_576,
+  diskSizeMB: 10_485_760,
+  pids: 1_000_000,
+  openFiles: 1_048_576,
+} as const;
+
+const limit = (name: keyof typeof MAX_RESOURCES) => integer(MIN_RESOURCES[name], MAX_RESOURCES[name]);
+
 const HOST = /^[A-Za-z0-9.:_-]+$/;
-const ISOLATION = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const API_KEY = /^e2b_[0-9a-f]+$/;
 const ADMIN_TOKEN = /^[\w.~+/=-]{16,256}$/;
 const ADDRESS = /^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
@@ -65,7 +76,7 @@ export const SETTINGS = {
   ),
   isolation: setting(
     'CELLBOX_ISOLATION',
-    z.string().regex(ISOLATION, 'must be a name of letters, digits, dots, dashes and underscores').optional(),
+    z.string().regex(ISOLATION_NAME, 'must be a name of letters, digits, dots, dashes and underscores').optional(),
     'Wall around a sandbox whose template names none: `gvisor`, or an OCI runtime that the engine knows; default the engine’s own. `/v1/info` lists them',
   ),
   apiKey: setting(
@@ -211,14 +222,48 @@ export const SETTINGS = {
     integer(1, 31_536_000).default(86_400),
     'Longest time-out of a sandbox, in seconds',
   ),
-  cpuCount: setting('CELLBOX_CPU_COUNT', integer(1, 256).default(2), 'CPUs of a sandbox'),
-  memoryMB: setting('CELLBOX_MEMORY_MB', integer(128, 1_048_576).default(2048), 'Memory of a sandbox, MiB'),
-  diskSizeMB: setting('CELLBOX_DISK_MB', integer(64, 10_485_760).default(10_240), 'Disk of a sandbox, MiB'),
-  pids: setting('CELLBOX_PIDS', integer(32, 1_000_000).default(1024), 'Processes and threads of a sandbox'),
+  cpuCount: setting('CELLBOX_CPU_COUNT', limit('cpuCount').default(2), 'CPUs of a sandbox'),
+  memoryMB: setting('CELLBOX_MEMORY_MB', limit('memoryMB').default(2048), 'Memory of a sandbox, MiB'),
+  diskSizeMB: setting('CELLBOX_DISK_MB', limit('diskSizeMB').default(10_240), 'Disk of a sandbox, MiB'),
+  pids: setting('CELLBOX_PIDS', limit('pids').default(1024), 'Processes and threads of a sandbox'),
   openFiles: setting(
     'CELLBOX_OPEN_FILES',
-    integer(64, 1_048_576).default(16_384),
+    limit('openFiles').default(16_384),
     'Open files of each process in a sandbox',
+  ),
+  templates: setting(
+    'CELLBOX_TEMPLATES',
+    z
+      .string()
+      .min(1)
+      .transform((file) => path.resolve(file))
+      .optional(),
+    'JSON file of templates that differ from these limits, and of named sizes; see docs/SIZES.md',
+  ),
+  maxCpuCount: setting(
+    'CELLBOX_MAX_CPU_COUNT',
+    limit('cpuCount').optional(),
+    "CPUs that a sandbox may ask for; default the host's",
+  ),
+  maxMemoryMB: setting(
+    'CELLBOX_MAX_MEMORY_MB',
+    limit('memoryMB').optional(),
+    "Memory that a sandbox may ask for, MiB; default the host's",
+  ),
+  maxDiskSizeMB: setting(
+    'CELLBOX_MAX_DISK_MB',
+    limit('diskSizeMB').optional(),
+    'Disk that a sandbox may ask for, MiB; default the most that a template or a size has',
+  ),
+  maxPids: setting(
+    'CELLBOX_MAX_PIDS',
+    limit('pids').optional(),
+    'Processes and threads that a sandbox may ask for; default the most that a template or a size has',
+  ),
+  maxOpenFiles: setting(
+    'CELLBOX_MAX_OPEN_FILES',
+    limit('openFiles').optional(),
+    'Open files that a sandbox may ask for; default the most that a template or a size has',
   ),
   startTimeoutMs: setting(
     'CELLBOX_START_TIMEOUT_MS',
@@ -266,6 +311,15 @@ export const SETTINGS = {
     'Largest body of an API or execute request',
   ),
 } as const;
+
+/** Where the first must not be less than the second. */
+const AT_LEAST = [
+  ['maxCpuCount', 'cpuCount'],
+  ['maxMemoryMB', 'memoryMB'],
+  ['maxDiskSizeMB', 'diskSizeMB'],
+  ['maxPids', 'pids'],
+  ['maxOpenFiles', 'openFiles'],
+] as const;
 
 type Settings = typeof SETTINGS;
 export type Config = Readonly<{ [Name in keyof Settings]: z.output<Settings[Name]['schema']> }>;
@@ -332,6 +386,11 @@ export function loadConfig(env: NodeJS.ProcessEnv, argv: readonly string[]): Con
     mistakes.push('CELLBOX_TLS_CERT and CELLBOX_TLS_KEY: give both or neither');
   if (config['tls'] === 'dev' && config['tlsCert'] !== undefined)
     mistakes.push('CELLBOX_TLS=dev: makes its own certificate, so CELLBOX_TLS_CERT has no place beside it');
+  for (const [most, usual] of AT_LEAST) {
+    const [above, value] = [config[most], config[usual]];
+    if (typeof above === 'number' && typeof value === 'number' && above < value)
+      mistakes.push(`${SETTINGS[most].env}=${above}: is less than ${SETTINGS[usual].env}, which is ${value}`);
+  }
   if (mistakes.length > 0) {
     throw new ServiceError(
       'invalid_argument',

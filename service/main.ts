@@ -24,6 +24,7 @@ import type { InboundHandler } from './runtime/runtime';
 import { accessOf } from './sandboxes/network';
 import { poolSizes } from './sandboxes/pools';
 import { Sandboxes } from './sandboxes/sandboxes';
+import { openTemplates } from './sandboxes/template-settings';
 import { openSecrets } from './secrets';
 import { selfCheck } from './self-check';
 import { isTeamsCommand, runTeamsCli } from './teams/cli';
@@ -59,6 +60,7 @@ export async function main(argv: readonly string[]): Promise<void> {
 async function run(config: Config): Promise<void> {
   const started = Date.now();
   const pools = poolSizes(config);
+  const templates = openTemplates(config);
   openDataDir(config.dataDir);
   const unlock = lockDataDir(config.dataDir);
   process.once('exit', unlock);
@@ -98,6 +100,7 @@ async function run(config: Config): Promise<void> {
     logger,
     onInbound: (id, port, stream) => inbound(id, port, stream),
     onProgress: (line) => process.stderr.write(`${line}\n`),
+    maxOpenFiles: templates.maximum.openFiles,
     networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
   });
   const runtime = observeRuntime(engine, metrics);
@@ -128,6 +131,7 @@ async function run(config: Config): Promise<void> {
     secrets,
     logger,
     resources: config,
+    templates,
     maxSandboxes: config.maxSandboxes,
     limitsOf: (teamId) => teams.limitsOf(teamId),
     maxTimeoutSeconds: config.maxTimeoutSeconds,

@@ -10,6 +10,7 @@ import { ensureImage } from './runtime/docker-image';
 import { createLocalRuntime } from './runtime/local';
 import { preparePython } from './runtime/local-python';
 import type { InboundHandler, NetworkAccess, Runtime } from './runtime/runtime';
+import { resourcesOf } from './sandboxes/sandbox';
 import type { Secrets } from './secrets';
 
 /** Where this program's own files are: the folder above `dist/`. */
@@ -48,6 +49,8 @@ export interface OpenRuntimeOptions {
   logger: Logger;
   onInbound: InboundHandler;
   onProgress: Progress;
+  /** The most that one sandbox may ask for. */
+  maxOpenFiles: number;
   /** What sandboxes of an earlier process may reach, by id. */
   networks: ReadonlyMap<string, NetworkAccess>;
 }
@@ -76,7 +79,8 @@ export async function openRuntime(
     const runtime = await createDockerRuntime({
       ...common,
       image,
-      resources: config,
+      // What the engine can't do of the most that a sandbox may ask for is found out now, not by its create.
+      resources: { ...resourcesOf(config), openFiles: options.maxOpenFiles },
       networks: options.networks,
       nameServers: config.nameServers,
       isolation: config.isolation,

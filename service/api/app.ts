@@ -9,10 +9,9 @@ import { sendMetrics } from '../observability/metrics-endpoint';
 import type { ServiceMetrics } from '../observability/metrics';
 import type { RequestObserver } from '../observability/request-observer';
 import { noteSandbox } from '../observability/scope';
-import type { Check, Runtime } from '../runtime/runtime';
+import type { Check, Resources, Runtime } from '../runtime/runtime';
 import { resourcesOf } from '../sandboxes/sandbox';
 import type { Sandboxes } from '../sandboxes/sandboxes';
-import { TEMPLATES } from '../sandboxes/templates';
 import type { Teams } from '../teams/teams';
 import { adminHandlers } from './admin';
 import { requireAdminToken } from './admin-token';
@@ -150,7 +149,7 @@ export function createApi(options: ApiOptions): Express {
   function coreRoutes({ sandboxes }: ApiOptions): Route[] {
     const sandbox = sandboxHandlers({ sandboxes, domain });
     const log = logHandlers(sandboxes);
-    const template = templateHandlers(resourcesOf(config));
+    const template = templateHandlers(sandboxes.templates);
     return [
       ['post', '/sandboxes', sandbox.create('v1')],
       ['post', '/v2/sandboxes', sandbox.create('v2')],
@@ -205,7 +204,7 @@ function adminRoutes(teams: Teams): Route[] {
 }
 
 function poolRoutes({ sandboxes }: ApiOptions): Route[] {
-  const pool = poolHandlers(sandboxes.pools);
+  const pool = poolHandlers(sandboxes.pools, sandboxes.templates);
   return [
     ['get', '/v1/pools', pool.list],
     ['put', '/v1/pools/:template', pool.resize],
@@ -312,29 +311,48 @@ function notYet(feature: string): RequestHandler {
 
 function infoHandler(options: ApiOptions): RequestHandler {
   const { config, runtime, teams } = options;
+  const { all, sizes, maximum } = options.sandboxes.templates;
+  const usual = resourcesOf(config);
   return async (_req, res) => {
     const { maxSandboxes, createsPerMinute } = teams.limitsOf(teamOf(res));
-    const [usual = 'none'] = runtime.isolationLevels;
+    const [usualLevel = 'none'] = runtime.isolationLevels;
     const info: ServiceInfo = {
       version: options.version ?? 'unknown',
       runtime: runtime.name,
       caveats: [...runtime.caveats],
       isolation_levels: [...runtime.isolationLevels],
       domain: options.domain,
-      templates: TEMPLATES.map(({ id, alias, isolation = usual }) => ({ id, alias, isolation })),
+      templates: all.map(({ id, alias, isolation = usualLevel, resources }) => ({
+        id,
+        alias,
+        isolation,
+        ...limitsOf(resources),
+      })),
+      sizes: [...sizes.all.keys()].map((name) => ({ name, ...limitsOf(sizes.apply(usual, { size: name })) })),
       languages: (await options.languages?.()) ?? [],
       limits: {
         max_sandboxes: maxSandboxes,
         creates_per_minute: createsPerMinute,
         max_timeout_ms: config.maxTimeoutSeconds * 1000,
-        cpu_count: config.cpuCount,
-        memory_bytes: config.memoryMB * 1_048_576,
-        disk_bytes: config.diskSizeMB * 1_048_576,
-        pids: config.pids,
-        open_files: config.openFiles,
+        ...limitsOf(config),
+        max_cpu_count: maximum.cpuCount,
+        max_memory_bytes: maximum.memoryMB * 1_048_576,
+        max_disk_bytes: maximum.diskSizeMB * 1_048_576,
+        max_pids: maximum.pids,
+        max_open_files: maximum.openFiles,
         max_body_bytes: config.maxBodyBytes,
       },
     };
     res.json(info);
+  };
+}
+
+function limitsOf({ cpuCount, memoryMB, diskSizeMB, pids, openFiles }: Resources) {
+  return {
+    cpu_count: cpuCount,
+    memory_bytes: memoryMB * 1_048_576,
+    disk_bytes: diskSizeMB * 1_048_576,
+    pids,
+    open_files: openFiles,
   };
 }

@@ -5,8 +5,7 @@ import { ServiceError } from '../errors';
 import type { PoolStatus } from '../sandboxes/pool';
 import type { Pools } from '../sandboxes/pools';
 import { DEFAULT_TEAM_ID } from '../sandboxes/store-teams';
-import { findTemplate } from '../sandboxes/templates';
-import type { Template } from '../sandboxes/templates';
+import type { Template, Templates } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { parseBody } from './input';
 
@@ -14,7 +13,10 @@ import { parseBody } from './input';
  * `GET /v1/pools` and `PUT /v1/pools/{template}`. A size set here holds until the service ends. Pools are the whole
  * service's: the default team, whose key the operator has, is the only one that sees and changes them.
  */
-export function poolHandlers(pools: Pools | undefined): { list: RequestHandler; resize: RequestHandler } {
+export function poolHandlers(
+  pools: Pools | undefined,
+  templates: Templates,
+): { list: RequestHandler; resize: RequestHandler } {
   const list: RequestHandler = (_req, res) => {
     demandOperator(res);
     const items = (pools?.list() ?? []).map((each) => toInfo(each.template, each));
@@ -23,7 +25,7 @@ export function poolHandlers(pools: Pools | undefined): { list: RequestHandler; 
 
   const resize: RequestHandler = (req, res) => {
     demandOperator(res);
-    const template = templateOf(req);
+    const template = templateOf(req, templates);
     const { min, target, max } = parseBody(PoolSizeRequest, req.body);
     if (pools === undefined) throw new ServiceError('unimplemented', 'This service keeps no sandboxes ready');
     const status = pools.setSize(template, { min, target, max: max ?? target });
@@ -40,9 +42,9 @@ function demandOperator(res: Response): void {
   });
 }
 
-function templateOf(req: Request): Template {
+function templateOf(req: Request, templates: Templates): Template {
   const name = String(req.params['template']);
-  const template = findTemplate(name);
+  const template = templates.find(name);
   if (template === undefined) throw new ServiceError('not_found', `template '${name}' not found`);
   return template;
 }

@@ -29,7 +29,8 @@ import { ServiceError } from '../errors';
 import type { MetricSample } from '../sandboxes/metrics-history';
 import type { CreateOptions, Sandbox } from '../sandboxes/sandbox';
 import type { ListFilter, Sandboxes } from '../sandboxes/sandboxes';
-import { findTemplate } from '../sandboxes/templates';
+import type { ResourceRequest } from '../sandboxes/sizes';
+import type { Templates } from '../sandboxes/templates';
 import { teamOf } from './auth';
 import { markNotRepeatable } from './error-response';
 import {
@@ -152,7 +153,7 @@ export function sandboxHandlers({ sandboxes, domain }: SandboxRoutesOptions) {
 
   const listAll: RequestHandler = (req, res) => {
     const query = queryOf(req);
-    const filter = listFilter(query);
+    const filter = listFilter(query, sandboxes.templates);
     const limit = queryInteger(query, 'limit', { min: 1, max: PAGE_LIMIT }) ?? PAGE_LIMIT;
     // Both checked before an unknown template makes the list empty.
     const after = cursor(query, filter.order);
@@ -281,8 +282,16 @@ function createOptions(generation: Generation, req: Request): CreateOptions {
     ...egress,
     autoPause,
     autoResume,
+    ...resourcesAsked(body),
     ...(key !== undefined && { idempotencyKey: key }),
   };
+}
+
+/** Absent when nothing is asked for: the options of a create are compared with those of an earlier one. */
+function resourcesAsked(body: ResourceRequest): { resources?: ResourceRequest } {
+  const { size, cpuCount, memoryMB, diskSizeMB, pids, openFiles } = body;
+  const asked = { size, cpuCount, memoryMB, diskSizeMB, pids, openFiles };
+  return Object.values(asked).some((value) => value !== undefined) ? { resources: asked } : {};
 }
 
 function checkMap(field: string, map: Record<string, string>): void {
@@ -327,7 +336,7 @@ function metadataFilter(query: URLSearchParams): Pick<ListFilter, 'metadata'> {
   }
 }
 
-function listFilter(query: URLSearchParams): ListFilter {
+function listFilter(query: URLSearchParams, templates: Templates): ListFilter {
   const states = query
     .getAll('state')
     .flatMap((each) => each.split(','))
@@ -351,7 +360,7 @@ function listFilter(query: URLSearchParams): ListFilter {
     ...metadataFilter(query),
     ...(states.length > 0 && { states }),
     ...(since !== undefined && { startedAfter: since }),
-    ...(template !== '' && { templateId: findTemplate(template)?.id ?? 'unknown' }),
+    ...(template !== '' && { templateId: templates.find(template)?.id ?? 'unknown' }),
     order: queryWord(query, 'order', ['asc', 'desc']) ?? 'desc',
   };
 }

@@ -18,6 +18,9 @@ export interface NetworkRules {
 /** `full`: the internet; `none`: nothing at all, name servers included. Hosts and other machines are never reachable. */
 export type NetworkAccess = 'full' | 'none' | NetworkRules;
 
+/** What a level of isolation can be called. */
+export const ISOLATION_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+
 /** What is needed to start one isolated machine. Plain data: it holds no secret and no callback. */
 export interface InstanceSpec {
   /** `^[a-z0-9]+$`, unique for ever; names the engine's objects. A sandbox has its instance's id. */

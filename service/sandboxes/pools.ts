@@ -3,13 +3,13 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { outsideScope } from '../observability/scope';
 import { pingAgent } from '../runtime/instance-start';
-import type { Instance, Resources, Runtime } from '../runtime/runtime';
+import type { Instance, Runtime } from '../runtime/runtime';
 import type { MachineStopper } from './machine-stopper';
 import { Pool } from './pool';
 import type { PoolHost, PoolSize, PoolStatus } from './pool';
-import { newSandboxId, ownEnv, resourcesOf } from './sandbox';
-import { findTemplate, TEMPLATES } from './templates';
-import type { Template } from './templates';
+import { newSandboxId, ownEnv } from './sandbox';
+import { BUILT_IN_TEMPLATES } from './templates';
+import type { Template, Templates } from './templates';
 
 /** What makes a machine ready beyond its agent: for the service, the interpreter with the default kernel. */
 export interface Warmer {
@@ -28,7 +28,7 @@ export interface PoolsOptions {
   sizes: ReadonlyMap<string, PoolSize>;
   stopper: MachineStopper;
   logger: Logger;
-  resources: Resources;
+  templates: Templates;
   startTimeoutMs: number;
   now: () => number;
   /** How many machines there may be besides the sandboxes there are. */
@@ -52,8 +52,8 @@ const CHECK_TIMEOUT_MS = 5_000;
 const ENOUGH_MEMORY_MB = 1024;
 
 /**
- * One pool per template, all of one size of machine. They stay empty until `open`, which the service calls when it
- * serves, and are empty for good after `close`.
+ * One pool per template, of machines as the template has them: a create that asks for others starts its own. They stay
+ * empty until `open`, which the service calls when it serves, and are empty for good after `close`.
  */
 export class Pools {
   private readonly pools: ReadonlyMap<string, Pool>;
@@ -67,7 +67,7 @@ export class Pools {
     this.parallel = options.parallel ?? os.availableParallelism();
     const off: PoolSize = { min: 0, target: 0, max: 0 };
     this.pools = new Map(
-      TEMPLATES.map((template) => [
+      options.templates.all.map((template) => [
         template.id,
         new Pool(options.sizes.get(template.id) ?? off, this.hostFor(template)),
       ]),
@@ -96,7 +96,7 @@ export class Pools {
   }
 
   list(): Array<PoolStatus & { template: Template }> {
-    return TEMPLATES.map((template) => ({ template, ...this.pool(template).status }));
+    return this.options.templates.all.map((template) => ({ template, ...this.pool(template).status }));
   }
 
   /** @throws ServiceError `invalid_argument` for a size that contradicts itself */
@@ -134,7 +134,7 @@ export class Pools {
   }
 
   private hostFor(template: Template): PoolHost {
-    const { runtime, warmer, logger, resources, startTimeoutMs, now } = this.options;
+    const { runtime, warmer, logger, startTimeoutMs, now } = this.options;
     const envOf = (id: string) => ownEnv(id, template.id);
     return {
       start: async (signal) => {
@@ -142,7 +142,7 @@ export class Pools {
         const spec = {
           id,
           env: envOf(id),
-          resources: resourcesOf(resources),
+          resources: template.resources,
           network: 'full',
           ...(template.isolation !== undefined && { isolation: template.isolation }),
           labels: { pool: 'ready', template: template.id },
@@ -192,7 +192,7 @@ export function poolSizes(settings: {
   poolMax: number | undefined;
 }): ReadonlyMap<string, PoolSize> {
   const { poolSize: target, poolMin: min, poolMax = 2 * target } = settings;
-  const template = findTemplate('code-interpreter-v1');
+  const template = BUILT_IN_TEMPLATES.find(({ alias }) => alias === 'code-interpreter-v1');
   return new Map(template && [[template.id, checkedSize({ min, target, max: poolMax })]]);
 }
 

@@ -2,11 +2,12 @@ import crypto from 'node:crypto';
 import type { Instance, Resources } from '../runtime/runtime';
 import type { Secrets } from '../secrets';
 import type { Egress } from './network';
+import type { ResourceRequest } from './sizes';
 import type { StoredSandbox } from './store';
 
 /** What a caller asked for when creating a sandbox, after validation and defaults. */
 export interface CreateOptions extends Egress {
-  /** Template id, name or alias as the caller spelt it. */
+  /** Template id, name or alias as the caller spelt it, with a size behind it or not. */
   template: string;
   /** Seconds until the deadline, counted from the moment the machine is up. */
   timeoutSeconds: number;
@@ -20,6 +21,8 @@ export interface CreateOptions extends Egress {
   autoPause: boolean;
   /** Traffic resumes it when it is paused. */
   autoResume: boolean;
+  /** Limits other than the template's. */
+  resources?: ResourceRequest;
   /** Replaying a create with the same key and team gives the same sandbox. */
   idempotencyKey?: string;
 }

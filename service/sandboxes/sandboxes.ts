@@ -30,8 +30,8 @@ import type { LogRecord } from './log-files';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
 import { SandboxStarter } from './starter';
 import type { Store } from './store';
-import { findTemplate } from './templates';
-import type { Template } from './templates';
+import { Templates } from './templates';
+import type { ChosenTemplate } from './templates';
 import { deadline } from './waiting';
 
 /**
@@ -62,7 +62,10 @@ export interface SandboxesOptions {
   secrets: Secrets;
   logger: Logger;
   events?: SandboxEvents;
+  /** What a sandbox has when neither its create nor its template says otherwise. */
   resources: Resources;
+  /** Absent: the built-in ones, all with `resources`. */
+  templates?: Templates;
   /** Of each team, unless `limitsOf` says otherwise. */
   maxSandboxes: number;
   /** What a team may have, asked at each create. */
@@ -155,6 +158,7 @@ export class Sandboxes {
   /** Teams that created something or own what was taken over: those that machines are kept ready for. */
   private readonly teams = new Set<string>();
   private readonly replays: Replays;
+  readonly templates: Templates;
   /** Machines kept ready; undefined when there is no part that could make them ready. */
   readonly pools: Pools | undefined;
   private readonly reaper: Reaper;
@@ -171,7 +175,8 @@ export class Sandboxes {
     const { runtime, logger } = options;
     this.stopper = new MachineStopper(runtime, logger);
     this.replays = new Replays(options.store, (id) => this.live.get(id)?.sandbox);
-    const parts = { ...options, now: this.now, stopper: this.stopper };
+    this.templates = options.templates ?? new Templates(options.resources);
+    const parts = { ...options, templates: this.templates, now: this.now, stopper: this.stopper };
     this.pools =
       options.pool &&
       new Pools({
@@ -334,7 +339,7 @@ export class Sandboxes {
     onPooled: () => void,
   ): Promise<Sandbox> {
     if (this.closing !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
-    const template = this.checkOptions(options);
+    const { template, resources } = this.checkOptions(options);
     this.teams.add(teamId);
     const { maxSandboxes, createsPerMinute } = this.limitsOf(teamId);
     if (this.countOf(teamId) >= maxSandboxes) {
@@ -354,6 +359,7 @@ export class Sandboxes {
     const started = this.starter.start({
       teamId,
       template,
+      resources,
       options,
       abort: controller.signal,
       callerGone,
@@ -394,11 +400,8 @@ export class Sandboxes {
     return count;
   }
 
-  private checkOptions(options: CreateOptions): Template {
-    const template = findTemplate(options.template);
-    if (template === undefined) {
-      throw new ServiceError('not_found', `template '${options.template}' not found`);
-    }
+  private checkOptions(options: CreateOptions): ChosenTemplate {
+    const chosen = this.templates.choose(options.template, options.resources);
     this.checkTimeout(options.timeoutSeconds);
     if (options.timeoutSeconds <= 0) {
       throw new ServiceError('invalid_argument', 'Timeout must be greater than 0');
@@ -410,7 +413,7 @@ export class Sandboxes {
       );
     }
     this.checkNetwork(options);
-    return template;
+    return chosen;
   }
 
   private checkNetwork(egress: Egress): void {

@@ -8,8 +8,9 @@ import type { Secrets } from '../secrets';
 import type { MachineStopper } from './machine-stopper';
 import { accessOf } from './network';
 import type { Pools } from './pools';
-import { newSandboxId, ownEnv, resourcesOf, withTokens } from './sandbox';
+import { newSandboxId, ownEnv, withTokens } from './sandbox';
 import type { CreateOptions, RunningSandbox, Sandbox } from './sandbox';
+import { sameResources } from './sizes';
 import type { Store, StoredSandbox } from './store';
 import type { Template } from './templates';
 import { deadline, giveUp } from './waiting';
@@ -26,7 +27,6 @@ export interface StarterOptions {
   logger: Logger;
   stopper: MachineStopper;
   pools: Pools | undefined;
-  resources: Resources;
   startTimeoutMs: number;
   now: () => number;
 }
@@ -35,6 +35,7 @@ export interface StarterOptions {
 export interface StartRequest {
   readonly teamId: string;
   readonly template: Template;
+  readonly resources: Resources;
   readonly options: CreateOptions;
   /** Gives up: somebody ended the sandbox, or the service stops. */
   readonly abort: AbortSignal;
@@ -82,6 +83,7 @@ export class SandboxStarter {
     // No network at all is best had without an interface, and that is part of the machine.
     if (pools === undefined || accessOf(request.options) === 'none') return undefined;
     const { abort, callerGone, template } = request;
+    if (!sameResources(template.resources, request.resources)) return undefined;
     const givenUp = callerGone === undefined ? abort : AbortSignal.any([abort, callerGone]);
     for (let attempt = 1; attempt <= MAX_CLAIMS; attempt++) {
       const instance = await pools.claim(template.id, givenUp);
@@ -171,7 +173,11 @@ export class SandboxStarter {
 
   // --- both -----------------------------------------------------------------------------------------------------
 
-  private rowOf({ teamId, template, options }: StartRequest, id: string, now: number): StoredSandbox {
+  private rowOf(
+    { teamId, template, resources, options }: StartRequest,
+    id: string,
+    now: number,
+  ): StoredSandbox {
     return {
       id,
       teamId,
@@ -186,7 +192,7 @@ export class SandboxStarter {
       timeoutSeconds: options.timeoutSeconds,
       metadata: options.metadata,
       env: { ...options.env, ...ownEnv(id, template.id) },
-      resources: resourcesOf(this.options.resources),
+      resources,
       allowInternetAccess: options.allowInternetAccess,
       allowOut: options.allowOut,
       denyOut: options.denyOut,

@@ -69,6 +69,12 @@ describe('loadConfig', () => {
     expect(mistakesOf({ CELLBOX_TLS_CERT: 'a', CELLBOX_TLS_KEY: 'b' })).toEqual([]);
   });
 
+  it('takes no maximum below what a sandbox has without asking', () => {
+    expect(mistakesOf({ CELLBOX_MAX_CPU_COUNT: '1', CELLBOX_MAX_PIDS: '500', CELLBOX_PIDS: '500' })).toEqual([
+      'CELLBOX_MAX_CPU_COUNT=1: is less than CELLBOX_CPU_COUNT, which is 2',
+    ]);
+  });
+
   it('takes the URL of a PostgreSQL database, and repeats no secret in a mistake', () => {
     const urls = ['postgres://u:p@h:5432/d', 'postgresql://h/d', 'postgres://u@/d?host=/run/postgresql'];
     for (const url of urls) expect(mistakesOf({ CELLBOX_DATABASE_URL: url })).toEqual([]);

@@ -8,6 +8,7 @@ import type { ApiOptions } from '../../../service/api/app';
 import { createLogger } from '../../../service/log';
 import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
+import type { Templates } from '../../../service/sandboxes/templates';
 import { Store } from '../../../service/sandboxes/store';
 import { Secrets } from '../../../service/secrets';
 import { Teams } from '../../../service/teams/teams';
@@ -59,6 +60,7 @@ export class ApiHarness {
   static async open(
     overrides: Partial<ApiOptions> = {},
     pool?: SandboxesOptions['pool'],
+    templates?: Templates,
   ): Promise<ApiHarness> {
     const engine = new FakeEngine();
     const runtime = new FakeRuntime(engine);
@@ -79,6 +81,7 @@ export class ApiHarness {
       startTimeoutMs: 5_000,
       logDirectory,
       ...(pool !== undefined && { pool }),
+      ...(templates !== undefined && { templates }),
     });
     const api = createApi({
       config: CONFIG,

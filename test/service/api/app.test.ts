@@ -853,6 +853,13 @@ describe('GET /v1/info', () => {
   it('tells what runs here and its limits', async () => {
     const languages = [{ name: 'python' }, { name: 'r', missing: 'R is not installed' }];
     const api = await ApiHarness.open({ languages: () => languages });
+    const limits = {
+      cpu_count: 2,
+      memory_bytes: 2_147_483_648,
+      disk_bytes: 10_737_418_240,
+      pids: 1024,
+      open_files: 16_384,
+    };
     expect((await api.ask('GET', '/v1/info')).body).toEqual({
       version: '1.2.3',
       runtime: 'fake',
@@ -860,19 +867,24 @@ describe('GET /v1/info', () => {
       isolation_levels: ['none'],
       domain: 'box.example:8443',
       templates: [
-        { id: 'cellboxbase0template', alias: 'base', isolation: 'none' },
-        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1', isolation: 'none' },
+        { id: 'cellboxbase0template', alias: 'base', isolation: 'none', ...limits },
+        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1', isolation: 'none', ...limits },
       ],
+      sizes: expect.arrayContaining([
+        { ...limits, name: '1vcpu-2gb', cpu_count: 1 },
+        { ...limits, name: '2vcpu-2gb' },
+      ]),
       languages,
       limits: {
         max_sandboxes: 5,
         creates_per_minute: 0,
         max_timeout_ms: 86_400_000,
-        cpu_count: 2,
-        memory_bytes: 2_147_483_648,
-        disk_bytes: 10_737_418_240,
-        pids: 1024,
-        open_files: 16_384,
+        ...limits,
+        max_cpu_count: expect.any(Number),
+        max_memory_bytes: expect.any(Number),
+        max_disk_bytes: expect.any(Number),
+        max_pids: 1024,
+        max_open_files: 16_384,
         max_body_bytes: 262_144,
       },
     });

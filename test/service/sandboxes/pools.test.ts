@@ -7,7 +7,7 @@ import { Sandboxes } from '../../../service/sandboxes/sandboxes';
 import type { SandboxesOptions } from '../../../service/sandboxes/sandboxes';
 import { Store } from '../../../service/sandboxes/store';
 import { DEFAULT_TEAM_ID as TEAM } from '../../../service/sandboxes/store-teams';
-import { TEMPLATES } from '../../../service/sandboxes/templates';
+import { BUILT_IN_TEMPLATES } from '../../../service/sandboxes/templates';
 import { FakeEngine, gate } from '../../fakes/fake-runtime';
 import { createOptions } from './create-options';
 import { RESOURCES, sandboxesOptions } from './sandboxes-options';
@@ -322,7 +322,7 @@ describe('poolSizes', () => {
     expect([...poolSizes({ poolSize: 2, poolMin: 1, poolMax: undefined })]).toEqual([
       [TEMPLATE, { min: 1, target: 2, max: 4 }],
     ]);
-    expect(TEMPLATES.map(({ id }) => id)).toContain(TEMPLATE);
+    expect(BUILT_IN_TEMPLATES.map(({ id }) => id)).toContain(TEMPLATE);
   });
 
   it('refuses sizes that contradict each other', () => {

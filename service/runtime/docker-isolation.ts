@@ -26,8 +26,13 @@ const PROOF_TIMEOUT_MS = 60_000;
 const REMEDY =
   'Register gVisor as a runtime of the engine by the name runsc, with the argument --host-uds=open, and reload the engine.';
 
-/** Succeeds when a socket of the service can be reached from inside: without that no sandbox has a way to the service. */
+/**
+ * Succeeds when a socket of the service can be reached from inside: without that no sandbox has a way to the service.
+ * Tells how many interfaces there are besides loopback.
+ */
 const PROOF = `exec /usr/bin/node -e '
+const table = require("fs").readFileSync("/proc/net/dev", "latin1");
+console.log("interfaces=" + (table.match(/^ *[^ :|]+:/gm) ?? []).filter((name) => name.trim() !== "lo:").length);
 const socket = require("net").connect(process.argv[1]);
 socket.on("connect", () => process.exit(0));
 socket.on("error", (error) => { console.error(error.message); process.exit(1); });
@@ -71,6 +76,8 @@ export interface DockerIsolationOptions {
   serviceId: string;
   /** Where the directories of the tunnels are. */
   tunnels: string;
+  /** The network that machines are on. */
+  network: string;
   engine: EngineRuntimes;
   /** Level of machines that ask for none; the engine's default when undefined. */
   usual: string | undefined;
@@ -84,6 +91,8 @@ export interface DockerIsolationOptions {
 export class DockerIsolation {
   private found: IsolationLevel[];
   private readonly proofs = new Map<string, Promise<void>>();
+  /** What working levels lack, one sentence each. */
+  readonly caveats: string[] = [];
 
   constructor(private readonly options: DockerIsolationOptions) {
     this.found = levelsOf(options.engine);
@@ -134,7 +143,7 @@ export class DockerIsolation {
   }
 
   private async prove({ name, ociRuntime }: IsolationLevel): Promise<void> {
-    const { docker, image, serviceId, tunnels, logger } = this.options;
+    const { docker, image, serviceId, tunnels, network, logger } = this.options;
     const directory = path.join(tunnels, `proof-${crypto.randomBytes(6).toString('hex')}`);
     const server = net.createServer((socket) => socket.on('error', () => undefined).destroy());
     try {
@@ -143,7 +152,7 @@ export class DockerIsolation {
       server.listen(path.join(directory, 'p.sock'));
       await once(server, 'listening');
       await fs.chmod(path.join(directory, 'p.sock'), 0o666);
-      await runHelper(docker, {
+      const output = await runHelper(docker, {
         image,
         serviceId,
         script: PROOF,
@@ -151,11 +160,16 @@ export class DockerIsolation {
         timeoutMs: PROOF_TIMEOUT_MS,
         hostConfig: {
           Runtime: ociRuntime,
-          NetworkMode: 'none',
+          NetworkMode: network,
           CapAdd: [],
           Mounts: [readOnly(directory, TUNNEL_DIR_INSIDE)],
         },
       });
+      if (/^interfaces=0$/m.test(output)) {
+        const caveat = `Sandboxes at isolation ${name} have no network, whatever they ask for: its runtime gives them none.`;
+        this.caveats.push(caveat);
+        logger.warn({ isolation: name, ociRuntime }, caveat);
+      }
     } catch (error) {
       const detail = engineDetail(error);
       logger.error({ isolation: name, ociRuntime, detail }, 'an isolation level does not work');

@@ -117,6 +117,7 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
     image: facts.imageId,
     serviceId,
     tunnels,
+    network: names.network,
     engine: facts.engine,
     usual: options.isolation,
     logger: options.logger,
@@ -337,7 +338,6 @@ async function engineOpenFiles(docker: Dockerode, image: string, serviceId: stri
 class DockerRuntime implements Runtime {
   readonly name = 'docker';
   readonly whyNoNetworkRules: string | undefined;
-  readonly caveats: readonly string[];
   private readonly handles = new Map<string, DockerInstance>();
   /** Starts under way; a stop aborts them. */
   private readonly starting = new Map<string, AbortController>();
@@ -361,10 +361,13 @@ class DockerRuntime implements Runtime {
     private readonly isolation: DockerIsolation,
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
-    this.caveats = facts.caveats;
     this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
     const run = (script: string, input: string) => this.helper(script, input);
     this.rules = new HostRules({ names, logger: options.logger, run, policies });
+  }
+
+  get caveats(): readonly string[] {
+    return [...this.facts.caveats, ...this.isolation.caveats];
   }
 
   get isolationLevels(): readonly string[] {

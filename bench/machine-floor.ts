@@ -49,6 +49,7 @@ export async function dockerFloor(config: Config): Promise<MachineFloor> {
           env: { ...env, CELLBOX_TUNNEL: 'unix:/run/cellbox/service.sock' },
           createdAt: Date.now(),
           limits: { diskQuota: false },
+          isolation: { name: 'default', ociRuntime: 'runc', isHostKernel: true },
         }),
       );
       await container.start();

@@ -29,10 +29,19 @@ export const ServiceInfo = z.object({
   caveats: z
     .array(z.string())
     .describe('What the runtime does not isolate or enforce, one sentence each; empty when it is all.'),
-  isolation_levels: z.array(z.string()),
+  isolation_levels: z
+    .array(z.string())
+    .describe('Kinds of walls that sandboxes can have here; the first is the usual one.'),
   domain: z.string(),
   templates: z
-    .array(z.object({ id: z.string(), alias: z.string(), ...Limits }))
+    .array(
+      z.object({
+        id: z.string(),
+        alias: z.string(),
+        isolation: z.string().describe('The level of its sandboxes.'),
+        ...Limits,
+      }),
+    )
     .describe('With what a sandbox of each has when its create asks for nothing else.'),
   sizes: z
     .array(z.object({ name: z.string(), ...Limits }))

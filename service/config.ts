@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { MIN_RESOURCES } from '../protocol/control-plane';
 import { MAX_EXECUTION_TIMEOUT_MS } from '../protocol/interpreter';
 import { ServiceError } from './errors';
+import { ISOLATION_NAME } from './runtime/runtime';
 
 /** One setting: environment variable, command-line flag (derived), default and one line of help. */
 interface Setting<Schema extends z.ZodType> {
@@ -72,6 +73,11 @@ export const SETTINGS = {
     'CELLBOX_RUNTIME',
     z.enum(['auto', 'docker', 'local'], 'must be auto, docker or local').default('auto'),
     'Where sandboxes run',
+  ),
+  isolation: setting(
+    'CELLBOX_ISOLATION',
+    z.string().regex(ISOLATION_NAME, 'must be a name of letters, digits, dots, dashes and underscores').optional(),
+    'Wall around a sandbox whose template names none: `gvisor`, or an OCI runtime that the engine knows; default the engine’s own. `/v1/info` lists them',
   ),
   apiKey: setting(
     'CELLBOX_API_KEY',

@@ -84,6 +84,7 @@ export async function openRuntime(
       networks: options.networks,
       nameServers: config.nameServers,
       proxyImage: () => prepareProxyImage(config, onProgress),
+      isolation: config.isolation,
     });
     const ask = askImage(image, engineServiceId(common.deriveSecret));
     const home = { runtime: 'docker', flavor: config.imageFlavor } as const;
@@ -95,6 +96,7 @@ export async function openRuntime(
     python,
     agentDir: AGENT_DIR,
     bubblewrap: config.bubblewrap,
+    isolation: config.isolation,
   });
   return { runtime, languages: new LanguageReport({ runtime: 'local' }, askLocally(python), logger) };
 }

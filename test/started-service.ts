@@ -73,6 +73,8 @@ export async function startService(options: StartOptions): Promise<StartedServic
     CELLBOX_LOG_LEVEL: process.env['CELLBOX_TEST_LOG_LEVEL'] ?? 'warn',
     // Filling pools would take processors from what is tested; set it to have everything tested on pooled sandboxes.
     CELLBOX_POOL_SIZE: process.env['CELLBOX_TEST_POOL_SIZE'] ?? '0',
+    // Set it to have everything on docker tested behind another wall, as far as the engine has it.
+    ...(options.runtime === 'docker' && { CELLBOX_ISOLATION: process.env['CELLBOX_TEST_ISOLATION'] ?? '' }),
     ...options.env,
   });
   const [program, ...argv] = [...(options.within ?? []), process.execPath, 'start.js'];

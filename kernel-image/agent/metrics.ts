@@ -7,6 +7,7 @@ import { readCgroup, readHost, readProcessTree, sandboxCgroups } from './usage';
 import type { Usage } from './usage';
 
 const MIB = 1_048_576;
+const MOST_BYTES = BigInt(Number.MAX_SAFE_INTEGER);
 /** Two looks closer together than this show the counters' grain, not the load: the earlier figure counts on. */
 const SHORTEST_WINDOW_MS = 50;
 
@@ -89,8 +90,18 @@ export function cpuPercent(
 /** What is not available counts as used: a part may be kept for root. */
 async function readDisk(options: MeterOptions): Promise<Pick<AgentMetrics, 'disk_used' | 'disk_total'>> {
   // With namespaces the root directory of a single user is an empty one in memory.
-  const { blocks, bavail, bsize } = await fs.statfs(options.singleUser ? options.home : '/');
-  return { disk_used: (blocks - bavail) * bsize, disk_total: blocks * bsize };
+  const disk = await fs.statfs(options.singleUser ? options.home : '/', { bigint: true });
+  return diskFigures(disk);
+}
+
+/** A file system in memory may say that it has more room than a number in JSON can tell. Pure. */
+export function diskFigures({
+  blocks,
+  bavail,
+  bsize,
+}: Record<'blocks' | 'bavail' | 'bsize', bigint>): Pick<AgentMetrics, 'disk_used' | 'disk_total'> {
+  const told = (bytes: bigint) => Number(bytes < MOST_BYTES ? bytes : MOST_BYTES);
+  return { disk_used: told((blocks - bavail) * bsize), disk_total: told(blocks * bsize) };
 }
 
 /** Answers `GET /metrics`; a failure has no body. */

@@ -33,7 +33,7 @@ export interface ApiOptions {
   >;
   sandboxes: Sandboxes;
   teams: Teams;
-  runtime: Pick<Runtime, 'name' | 'caveats' | 'check'>;
+  runtime: Pick<Runtime, 'name' | 'caveats' | 'isolationLevels' | 'check'>;
   logger: Logger;
   /** Domain of sandbox host names, with a port where it is not 443. */
   domain: string;
@@ -309,25 +309,25 @@ function notYet(feature: string): RequestHandler {
   };
 }
 
-const ISOLATION: Record<Runtime['name'], string[]> = {
-  docker: ['container'],
-  local: ['process'],
-  fake: ['none'],
-};
-
 function infoHandler(options: ApiOptions): RequestHandler {
   const { config, runtime, teams } = options;
   const { all, sizes, maximum } = options.sandboxes.templates;
   const usual = resourcesOf(config);
   return async (_req, res) => {
     const { maxSandboxes, createsPerMinute } = teams.limitsOf(teamOf(res));
+    const [usualLevel = 'none'] = runtime.isolationLevels;
     const info: ServiceInfo = {
       version: options.version ?? 'unknown',
       runtime: runtime.name,
       caveats: [...runtime.caveats],
-      isolation_levels: ISOLATION[runtime.name],
+      isolation_levels: [...runtime.isolationLevels],
       domain: options.domain,
-      templates: all.map(({ id, alias, resources }) => ({ id, alias, ...limitsOf(resources) })),
+      templates: all.map(({ id, alias, isolation = usualLevel, resources }) => ({
+        id,
+        alias,
+        isolation,
+        ...limitsOf(resources),
+      })),
       sizes: [...sizes.all.keys()].map((name) => ({ name, ...limitsOf(sizes.apply(usual, { size: name })) })),
       languages: (await options.languages?.()) ?? [],
       limits: {

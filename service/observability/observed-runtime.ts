@@ -30,6 +30,9 @@ export function observeRuntime(runtime: Runtime, metrics: ServiceMetrics): Runti
     },
     limitsDisk: runtime.limitsDisk,
     whyNoNetworkRules: runtime.whyNoNetworkRules,
+    get isolationLevels() {
+      return runtime.isolationLevels;
+    },
     // Its failures are an answer, and told by `/health`.
     check: () => runtime.check(),
     start: (spec, signal) => observed('start', spec.id, () => runtime.start(spec, signal), signal),

@@ -1,4 +1,5 @@
 import type Dockerode from 'dockerode';
+import type { IsolationLevel } from './docker-isolation';
 import { largestFileBytes } from './instance-start';
 import type { InstanceRecord, InstanceSpec, InstanceStats, OutputLine, Resources } from './runtime';
 
@@ -12,6 +13,8 @@ export const LABELS = {
   /** `sandbox` or `helper`. */
   kind: 'cellbox.kind',
   id: 'cellbox.id',
+  /** The level that it was started at. */
+  isolation: 'cellbox.isolation',
   /** JSON of `InstanceSpec.labels`. */
   labels: 'cellbox.labels',
   /** Milliseconds since the epoch. */
@@ -54,8 +57,9 @@ export interface ContainerInput {
   env: Record<string, string>;
   createdAt: number;
   limits: EngineLimits;
-  /** OCI runtime that the engine knows (`runsc`, …); undefined takes the engine's default. */
-  ociRuntime?: string;
+  isolation: IsolationLevel;
+  /** File of the host that names the name servers, for a machine that can't ask the engine's resolver. */
+  resolvConf?: string | undefined;
 }
 
 /** The engine's description of one sandbox, profile `standard`. Pure. */
@@ -79,6 +83,7 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
       [LABELS.service]: input.serviceId,
       [LABELS.kind]: 'sandbox',
       [LABELS.id]: spec.id,
+      [LABELS.isolation]: input.isolation.name,
       [LABELS.labels]: JSON.stringify(spec.labels),
       [LABELS.createdAt]: String(input.createdAt),
     },
@@ -99,10 +104,18 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
       IpcMode: 'private',
       ...cgroupNamespace,
       LogConfig: { Type: 'json-file', Config: { 'max-size': '1m', 'max-file': '1' } },
-      Mounts: [{ Type: 'bind', Source: input.tunnelDir, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
-      ...(input.ociRuntime === undefined ? {} : { Runtime: input.ociRuntime }),
+      Mounts: [
+        readOnly(input.tunnelDir, TUNNEL_DIR_INSIDE),
+        ...(input.resolvConf === undefined ? [] : [readOnly(input.resolvConf, '/etc/resolv.conf')]),
+      ],
+      Runtime: input.isolation.ociRuntime,
     },
   };
+}
+
+/** A file or directory of the host, as a mount that nothing inside can write. */
+export function readOnly(source: string, target: string): Dockerode.MountSettings {
+  return { Type: 'bind', Source: source, Target: target, ReadOnly: true };
 }
 
 export function resourceLimits(resources: Resources, limits: EngineLimits): Dockerode.HostConfig {

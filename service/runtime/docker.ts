@@ -21,6 +21,8 @@ import {
 import type { EngineLimits } from './docker-container';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
 import { removeContainer, runHelper } from './docker-helper';
+import { DockerIsolation, isHostKernel } from './docker-isolation';
+import type { EngineRuntimes, IsolationLevel } from './docker-isolation';
 import { SET_RULES, ensureNetwork, networkNames, proxyNetworkNames } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyLines, policyOf } from './docker-policy';
@@ -66,8 +68,8 @@ export interface DockerRuntimeOptions {
   startTimeoutMs?: number;
   /** How long after its deadline a sandbox without a service goes on; the supervisor's own default when absent. */
   deadmanGraceMs?: number;
-  /** OCI runtime by the engine's name for it (`runsc`, …); undefined takes the engine's default. */
-  ociRuntime?: string;
+  /** Level of machines whose spec names none: `gvisor`, or an OCI runtime of the engine; its default when undefined. */
+  isolation?: string | undefined;
   /** Default: the engine that `DOCKER_HOST` names, else the one on this machine. */
   docker?: Dockerode;
 }
@@ -81,6 +83,8 @@ const NO_NETWORK_RULES =
   'Network rules need a name server that is not on the host’s loopback, for the engine would ask that one past all rules: name one with CELLBOX_NAME_SERVERS';
 /** How long programs may take to end when they are asked to, before they are killed. */
 const HALT_GRACE_SECONDS = 2;
+const NO_NAME_SERVERS =
+  'a network needs a name server that is not on the host’s loopback: name one with CELLBOX_NAME_SERVERS';
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
 
@@ -89,6 +93,7 @@ interface Facts {
   imageId: string;
   limits: EngineLimits;
   caveats: string[];
+  engine: EngineRuntimes;
   userNamespaces: boolean;
   /** Name servers that a machine's own network leads to: where rules can close name resolution. */
   nameServers: string[];
@@ -119,7 +124,18 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const rules = policyLines(names, policies, proxy);
   const facts = await probeEngine(docker, options, serviceId, tunnels, names, rules);
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
-  const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, policies);
+  const isolation = new DockerIsolation({
+    docker,
+    image: facts.imageId,
+    serviceId,
+    tunnels,
+    network: names.network,
+    engine: facts.engine,
+    usual: options.isolation,
+    logger: options.logger,
+  });
+  await isolation.take(undefined); // what every sandbox would fail for is told now
+  const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, isolation, policies);
   await runtime.watch();
   await runtime.sweep();
   runtime.serveDomains();
@@ -204,19 +220,13 @@ async function probeEngine(
     MemoryLimit?: boolean;
     PidsLimit?: boolean;
     CpuCfsQuota?: boolean;
-    Runtimes?: Record<string, unknown>;
-  };
+  } & EngineRuntimes;
   if (info.OSType !== 'linux' || info.OperatingSystem === 'Docker Desktop') {
     throw new ServiceError(
       'failed_precondition',
       `This engine (${info.OperatingSystem ?? 'unknown'}) keeps its containers in a machine of its own, where the tunnel's sockets don't reach`,
       { remedy: 'Use an engine on this Linux host, or set CELLBOX_RUNTIME=local.' },
     );
-  }
-  if (options.ociRuntime !== undefined && !(options.ociRuntime in (info.Runtimes ?? {}))) {
-    throw new ServiceError('failed_precondition', `The engine knows no OCI runtime ${options.ociRuntime}`, {
-      remedy: `It knows: ${Object.keys(info.Runtimes ?? {}).join(', ')}.`,
-    });
   }
   let image: Dockerode.ImageInspectInfo;
   try {
@@ -310,7 +320,8 @@ ${SET_RULES}`,
     caveats.push(
       `Disk limits are soft: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here. No file can be larger than the limit; all of them together are measured, and a sandbox that has twice its disk is ended.`,
     );
-  return { imageId: image.Id, limits, caveats, userNamespaces, nameServers: await nameServersOf(output) };
+  const nameServers = await nameServersOf(output);
+  return { imageId: image.Id, limits, caveats, engine: info, userNamespaces, nameServers };
 }
 
 /**
@@ -345,7 +356,6 @@ class DockerRuntime implements Runtime {
   readonly name = 'docker';
   readonly limitsDisk: boolean;
   readonly whyNoNetworkRules: string | undefined;
-  readonly caveats: readonly string[];
   private readonly handles = new Map<string, DockerInstance>();
   /** Starts under way; a stop aborts them. */
   private readonly starting = new Map<string, AbortController>();
@@ -367,9 +377,9 @@ class DockerRuntime implements Runtime {
     private readonly names: NetworkNames,
     private readonly tunnels: string,
     private readonly facts: Facts,
+    private readonly isolation: DockerIsolation,
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
-    this.caveats = facts.caveats;
     this.limitsDisk = facts.limits.diskQuota;
     this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
     const { logger, proxyImage = noProxyImage } = options;
@@ -396,6 +406,14 @@ class DockerRuntime implements Runtime {
     });
   }
 
+  get caveats(): readonly string[] {
+    return [...this.facts.caveats, ...this.isolation.caveats];
+  }
+
+  get isolationLevels(): readonly string[] {
+    return this.isolation.levels;
+  }
+
   // ---- start -----------------------------------------------------------------------------------------------------
 
   async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
@@ -417,6 +435,7 @@ class DockerRuntime implements Runtime {
   }
 
   private async startNow(spec: InstanceSpec, signal: AbortSignal): Promise<Instance> {
+    const isolation = await this.isolation.take(spec.isolation);
     throwIfCancelled(signal);
     const name = this.containerName(spec.id);
     const directory = path.join(this.tunnels, spec.id);
@@ -441,6 +460,7 @@ class DockerRuntime implements Runtime {
         ruled.catch(() => undefined); // heard below, unless something else fails first
       }
       await tunnel.listen();
+      const resolvConf = await this.writeResolvConf(directory, spec.network, isolation);
       created = this.docker.createContainer(
         containerOptions({
           spec,
@@ -454,7 +474,8 @@ class DockerRuntime implements Runtime {
           env: this.environment(spec),
           createdAt: Date.now(),
           limits: this.facts.limits,
-          ociRuntime: this.options.ociRuntime,
+          isolation,
+          resolvConf,
         }),
       );
       let container: Dockerode.Container;
@@ -571,6 +592,25 @@ class DockerRuntime implements Runtime {
       );
     }
     return error;
+  }
+
+  /**
+   * The engine's resolver listens in the network stack that the host's kernel has for the container. A machine with a
+   * stack of its own never meets it, so it asks the name servers themselves; undefined for all others.
+   */
+  private async writeResolvConf(
+    directory: string,
+    network: NetworkAccess,
+    { name, isHostKernel }: IsolationLevel,
+  ): Promise<string | undefined> {
+    if (isHostKernel || network === 'none') return undefined;
+    const { nameServers } = this.facts;
+    if (nameServers.length === 0)
+      throw new ServiceError('failed_precondition', `Isolation ${name}: ${NO_NAME_SERVERS}`);
+    const file = path.join(directory, 'resolv.conf');
+    await fs.writeFile(file, nameServers.map((address) => `nameserver ${address}\n`).join(''));
+    await fs.chmod(file, 0o644); // whatever the service's umask says
+    return file;
   }
 
   /** For the supervisor only; it keeps our names from the user's programs. `spec.env` goes through `/init`. */
@@ -802,6 +842,14 @@ class DockerRuntime implements Runtime {
     found: Dockerode.ContainerInspectInfo,
     access: NetworkAccess,
   ): Promise<void> {
+    if (!isHostKernel(found.HostConfig.Runtime ?? 'runc')) {
+      // Its kernel looked for interfaces once, when it started.
+      throw new ServiceError(
+        'failed_precondition',
+        'A sandbox that was started without a network can’t join one at this isolation level',
+        { remedy: 'Create it with a network whose rules deny everything, and change those.' },
+      );
+    }
     const container = this.docker.getContainer(found.Id);
     let isFrozen = access !== 'full' && !found.State.Paused;
     const network = this.docker.getNetwork(this.names.network);

@@ -16,6 +16,14 @@ export function notFound(id: string, cause?: unknown): ServiceError {
   return new ServiceError('not_found', `No instance ${id} runs here`, { cause });
 }
 
+export function noSuchIsolation(level: string, levels: readonly string[], remedy?: string): ServiceError {
+  return new ServiceError(
+    'failed_precondition',
+    `There is no isolation level ${level} here, only ${levels.join(', ')}`,
+    remedy === undefined ? {} : { remedy },
+  );
+}
+
 export function throwIfCancelled(signal: AbortSignal | undefined): void {
   if (signal?.aborted !== true) return;
   if (signal.reason instanceof ServiceError) throw signal.reason;

@@ -21,7 +21,14 @@ import {
 import type { BubblewrapProbe, HostLayout } from './local-bubblewrap';
 import { Cgroup, probeCgroups, unenforcedLimits } from './local-cgroup';
 import type { CgroupHost } from './local-cgroup';
-import { alreadyExists, initAgent, largestFileBytes, notFound, throwIfCancelled } from './instance-start';
+import {
+  alreadyExists,
+  initAgent,
+  largestFileBytes,
+  noSuchIsolation,
+  notFound,
+  throwIfCancelled,
+} from './instance-start';
 import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
@@ -61,6 +68,8 @@ export interface LocalRuntimeOptions {
   /** Where `agent.js` and `supervisor.js` are. */
   agentDir: string;
   bubblewrap: 'auto' | 'off' | 'require';
+  /** Level that every machine must have; the only one that there is, or the runtime does not open. */
+  isolation?: string | undefined;
   /** How long a start may take until the agent is connected. */
   startTimeoutMs?: number;
   /** How long after its deadline a sandbox without a service goes on; the supervisor's own default when absent. */
@@ -96,6 +105,7 @@ interface InstanceState {
 
 const NO_NETWORK_RULES =
   'Network rules need the docker runtime: on the local one a sandbox has the host’s network, or none';
+const NEEDS_DOCKER = 'Other levels need the docker runtime: an engine, and CELLBOX_RUNTIME=docker.';
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const DISK_USAGE_TIMEOUT_MS = 60_000;
@@ -126,6 +136,9 @@ export async function createLocalRuntime(options: LocalRuntimeOptions): Promise<
       `CELLBOX_BUBBLEWRAP=require, but ${bubblewrap.reason}: ${bubblewrap.remedy}`,
     );
   }
+  const levels = levelsOf(bubblewrap.usable ? bubblewrap.layout : undefined);
+  if (options.isolation !== undefined && !levels.includes(options.isolation))
+    throw noSuchIsolation(options.isolation, levels, NEEDS_DOCKER);
   const caveats = describeCaveats(bubblewrap, cgroups);
   if (!bubblewrap.usable) logger.warn({ remedy: bubblewrap.remedy }, caveats[0]);
   return new LocalRuntime(
@@ -213,10 +226,16 @@ function runtimeDirectory(): string {
   return process.env['XDG_RUNTIME_DIR'] || os.tmpdir();
 }
 
+/** There is one: a machine is behind the wall that this host has, or behind none. */
+function levelsOf(layout: HostLayout | undefined): string[] {
+  return [layout === undefined ? 'none' : 'bubblewrap'];
+}
+
 class LocalRuntime implements Runtime {
   readonly name = 'local';
   readonly limitsDisk = false;
   readonly whyNoNetworkRules = NO_NETWORK_RULES;
+  readonly isolationLevels: readonly string[];
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
   private readonly adoptions = new Map<string, Promise<LocalInstance>>();
@@ -231,7 +250,9 @@ class LocalRuntime implements Runtime {
     private readonly layout: HostLayout | undefined,
     private readonly cgroups: CgroupHost | undefined,
     readonly caveats: readonly string[],
-  ) {}
+  ) {
+    this.isolationLevels = levelsOf(layout);
+  }
 
   async check(): Promise<Check[]> {
     const { dataDir, agentDir, python } = this.options;
@@ -274,6 +295,8 @@ class LocalRuntime implements Runtime {
         'A sandbox without a network needs bubblewrap on the local runtime, which this host does not have',
       );
     }
+    if (spec.isolation !== undefined && !this.isolationLevels.includes(spec.isolation))
+      throw noSuchIsolation(spec.isolation, this.isolationLevels, NEEDS_DOCKER);
     const { network } = spec;
     if (typeof network === 'object') throw noNetworkRules();
     if (this.starts.has(spec.id)) throw alreadyExists(spec.id);

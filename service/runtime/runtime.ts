@@ -23,6 +23,9 @@ export interface NetworkRules {
 /** `full`: the internet; `none`: nothing at all, name servers included. Hosts and other machines are never reachable. */
 export type NetworkAccess = 'full' | 'none' | NetworkRules;
 
+/** What a level of isolation can be called. */
+export const ISOLATION_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+
 /** What is needed to start one isolated machine. Plain data: it holds no secret and no callback. */
 export interface InstanceSpec {
   /** `^[a-z0-9]+$`, unique for ever; names the engine's objects. A sandbox has its instance's id. */
@@ -32,6 +35,8 @@ export interface InstanceSpec {
   resources: Resources;
   /** `none`: no interface but loopback, and no name resolution. Rules hold before anything runs inside. */
   network: NetworkAccess;
+  /** One of `Runtime.isolationLevels`; undefined takes the first of them. */
+  isolation?: string;
   /** Kept by the engine and told again by `list()`, so that a service that lost its store still knows whose it is. */
   labels: Record<string, string>;
   /** Secret that the agent asks of callers (`X-Access-Token`); undefined leaves the agent open. */
@@ -128,6 +133,11 @@ export interface Runtime {
   readonly limitsDisk: boolean;
   /** Why no machine can have network rules of its own, with the remedy; undefined where they can. */
   readonly whyNoNetworkRules: string | undefined;
+  /**
+   * Kinds of walls that machines can have here, by name; the first is the usual one. `start` rejects with
+   * `failed_precondition` for any other, and for one that turns out not to work.
+   */
+  readonly isolationLevels: readonly string[];
   /** Proves that `start` can succeed now. Answers within 3 s. */
   check(): Promise<Check[]>;
   start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance>;

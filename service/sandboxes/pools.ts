@@ -146,6 +146,7 @@ export class Pools {
           env: envOf(id),
           resources: template.resources,
           network: 'full',
+          ...(template.isolation !== undefined && { isolation: template.isolation }),
           labels: { pool: 'ready', template: template.id },
           // It counts when no service is in contact: then nobody is going to claim it.
           deadlineAt: now() + startTimeoutMs,

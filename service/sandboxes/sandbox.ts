@@ -7,6 +7,7 @@ import { accessOf } from './network';
 import type { Egress } from './network';
 import type { ResourceRequest } from './sizes';
 import type { StoredSandbox } from './store';
+import type { Template } from './templates';
 
 /** What a caller asked for when creating a sandbox, after validation and defaults. */
 export interface CreateOptions extends Egress, Ingress {
@@ -88,12 +89,13 @@ export function ownEnv(id: string, templateId: string): Record<string, string> {
 }
 
 /** The machine of a sandbox, as it is started. */
-export function specOf(sandbox: Sandbox): InstanceSpec {
+export function specOf(sandbox: Sandbox, { isolation }: Pick<Template, 'isolation'> = {}): InstanceSpec {
   return {
     id: sandbox.id,
     env: sandbox.env,
     resources: sandbox.resources,
     network: accessOf(sandbox),
+    ...(isolation !== undefined && { isolation }),
     labels: { team: sandbox.teamId, template: sandbox.templateId },
     ...(sandbox.accessToken !== undefined && { accessToken: sandbox.accessToken }),
     deadlineAt: sandbox.endAt,

@@ -126,7 +126,7 @@ export class SandboxStarter {
     await Promise.all([
       access !== 'full' &&
         deadline(runtime.setNetwork(instance.id, access), CLAIM_TIMEOUT_MS, 'Setting the network rules'),
-      initAgentAgain(instance, specOf(sandbox), signal),
+      initAgentAgain(instance, specOf(sandbox, request.template), signal),
       deadline(instance.setDeadline(endAt), CLAIM_TIMEOUT_MS, 'Telling the deadline'),
     ]);
     signal.throwIfAborted();
@@ -160,7 +160,7 @@ export class SandboxStarter {
         signal.throwIfAborted();
         const planned = { ...withTokens(row, secrets), state: 'running' } as const;
         const crowd = this.turns.length > this.processors ? { gatewayWaits: true } : {};
-        machine = runtime.start({ ...specOf(planned), ...crowd }, signal);
+        machine = runtime.start({ ...specOf(planned, request.template), ...crowd }, signal);
         const instance = await giveUp(machine, signal);
         signal.throwIfAborted();
         const upAt = this.options.now();

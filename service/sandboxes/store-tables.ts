@@ -165,7 +165,7 @@ export const MIGRATIONS: Record<string, Migration> = {
       }
     },
   },
-  '0009-ingress': {
+  '0006-ingress': {
     async up(db) {
       const table = () => db.schema.alterTable('sandboxes');
       await table().addColumn('mask_request_host', 'text').execute();

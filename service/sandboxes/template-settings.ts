@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { MIN_RESOURCES } from '../../protocol/control-plane';
 import type { Config } from '../config';
 import { ServiceError } from '../errors';
+import { ISOLATION_NAME } from '../runtime/runtime';
 import type { Resources } from '../runtime/runtime';
 import { SIZE_NAME } from './sizes';
 import { BUILT_IN_TEMPLATES, Templates } from './templates';
@@ -32,6 +33,7 @@ const TemplatesFile = z.strictObject({
     .record(
       z.string(),
       z.strictObject({
+        isolation: z.string().regex(ISOLATION_NAME, 'is no name of an isolation level').optional(),
         size: z.string().optional(),
         cpuCount: Figures.cpuCount.optional(),
         memoryMB: Figures.memoryMB.optional(),
@@ -78,7 +80,7 @@ function readTemplateSettings(file: string): Omit<TemplatesSettings, 'maximum'> 
   const sizes = new Map(Object.entries(parsed.data.sizes));
   const templates = new Map<string, TemplateSettings>();
   const mistakes: string[] = [];
-  for (const [name, resources] of Object.entries(parsed.data.templates)) {
+  for (const [name, { isolation, ...resources }] of Object.entries(parsed.data.templates)) {
     const template = BUILT_IN_TEMPLATES.find((each) => each.alias === name || each.id === name);
     if (template === undefined) {
       const known = BUILT_IN_TEMPLATES.map(({ alias }) => alias).join(', ');
@@ -86,7 +88,7 @@ function readTemplateSettings(file: string): Omit<TemplatesSettings, 'maximum'> 
     } else if (templates.has(template.alias)) {
       mistakes.push(`templates.${name}: is said twice, by alias and by id`);
     } else {
-      templates.set(template.alias, { resources });
+      templates.set(template.alias, { resources, ...(isolation !== undefined && { isolation }) });
     }
   }
   if (mistakes.length > 0) throw invalid(file, mistakes);

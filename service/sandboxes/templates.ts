@@ -18,6 +18,8 @@ interface BuiltInTemplate {
 export interface Template extends BuiltInTemplate {
   /** What a sandbox has whose create asks for nothing else; machines kept ready have it. */
   readonly resources: Resources;
+  /** Level of its machines, one of the runtime's; undefined takes the usual one. */
+  readonly isolation?: string;
 }
 
 /** What a create comes down to. */
@@ -29,6 +31,7 @@ export interface ChosenTemplate {
 /** What the operator says of one template; what is absent is as for all. */
 export interface TemplateSettings {
   resources?: ResourceRequest;
+  isolation?: string;
 }
 
 /** What the operator says of all: see `template-settings.ts`. */
@@ -85,10 +88,11 @@ export class Templates {
     this.sizes = new Sizes(sizes, bounds);
     const mistakes: string[] = [];
     this.all = BUILT_IN_TEMPLATES.map((template) => {
+      const { isolation, resources: asked = {} } = templates.get(template.alias) ?? {};
       try {
-        const resources = this.sizes.apply(usual, templates.get(template.alias)?.resources ?? {});
+        const resources = this.sizes.apply(usual, asked);
         mistakes.push(...excesses(resources, bounds).map((text) => `templates.${template.alias}.${text}`));
-        return { ...template, resources };
+        return { ...template, resources, ...(isolation !== undefined && { isolation }) };
       } catch (error) {
         if (!(error instanceof ServiceError)) throw error;
         mistakes.push(`templates.${template.alias}.${error.message}`);

@@ -1,7 +1,7 @@
 import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
-import { combine, cpuPercent, createMeter } from '../../kernel-image/agent/metrics';
+import { combine, cpuPercent, createMeter, diskFigures } from '../../kernel-image/agent/metrics';
 import { AgentMetrics } from '../../protocol/agent-metrics';
 import { eventually, Machine } from './agent-fixture';
 
@@ -37,6 +37,23 @@ describe('cpuPercent', () => {
   ])('%s', (_title, usedMs, percent) => {
     const then = { at: 500, cpuMs: 700 };
     expect(cpuPercent(then, { at: 1500, cpuMs: 700 + usedMs, cpuCount: 2 })).toBe(percent);
+  });
+});
+
+describe('diskFigures', () => {
+  it('counts what is not available as used', () => {
+    expect(diskFigures({ blocks: 100n, bavail: 60n, bsize: 4096n })).toEqual({
+      disk_used: 40 * 4096,
+      disk_total: 100 * 4096,
+    });
+  });
+
+  it('tells exact use and a number that JSON can carry where a file system knows no bound', () => {
+    const blocks = 2n ** 63n / 4096n;
+    expect(diskFigures({ blocks, bavail: blocks - 3n, bsize: 4096n })).toEqual({
+      disk_used: 3 * 4096,
+      disk_total: Number.MAX_SAFE_INTEGER,
+    });
   });
 });
 

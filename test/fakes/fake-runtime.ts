@@ -4,6 +4,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { AGENT_PORT } from '../../protocol/routing';
 import { ServiceError } from '../../service/errors';
+import { noSuchIsolation } from '../../service/runtime/instance-start';
 import type {
   Check,
   Instance,
@@ -207,6 +208,7 @@ export class FakeRuntime implements Runtime {
   readonly caveats = ['Nothing is isolated.'];
   readonly limitsDisk = false;
   whyNoNetworkRules: string | undefined;
+  isolationLevels: readonly string[] = ['none'];
   private closed = false;
 
   constructor(readonly engine: FakeEngine = new FakeEngine()) {}
@@ -217,6 +219,8 @@ export class FakeRuntime implements Runtime {
 
   async start(spec: InstanceSpec, signal?: AbortSignal): Promise<Instance> {
     refuseAborted(signal);
+    if (spec.isolation !== undefined && !this.isolationLevels.includes(spec.isolation))
+      throw noSuchIsolation(spec.isolation, this.isolationLevels);
     if (this.engine.machines.has(spec.id)) {
       throw new ServiceError('already_exists', `there is a machine ${spec.id}`);
     }

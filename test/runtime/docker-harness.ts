@@ -43,6 +43,21 @@ function testProxyImage(): Promise<string> {
   return Promise.resolve(image);
 }
 
+/** Why the gVisor cases can't run here; undefined when they can, and when their absence must be a failure. */
+export function whyNoGvisor(): string | undefined {
+  const noDocker = whyNoDocker();
+  if (noDocker !== undefined || process.env['CELLBOX_REQUIRE_GVISOR'] === '1') return noDocker;
+  return engineRuntimes().includes('runsc') ? undefined : 'the engine has no runtime runsc';
+}
+
+/** OCI runtimes by the engine's names for them. */
+export function engineRuntimes(): string[] {
+  const format = '{{range $name, $_ := .Runtimes}}{{$name}} {{end}}';
+  return execFileSync('docker', ['info', '--format', format], { encoding: 'utf8', timeout: 10_000 })
+    .trim()
+    .split(' ');
+}
+
 export interface DockerHarness extends RuntimeHarness {
   readonly docker: Dockerode;
   readonly dataDir: string;
@@ -76,6 +91,7 @@ export async function makeDockerHarness(
     docker?: Dockerode;
     image?: string;
     nameServers?: readonly string[];
+    isolation?: string;
     /** What a store would know at a restart. */
     networks?: ReadonlyMap<string, NetworkAccess>;
   } = {},
@@ -100,6 +116,7 @@ export async function makeDockerHarness(
       deadmanGraceMs: 1_000,
       docker: overrides.docker ?? docker,
       proxyImage: testProxyImage,
+      isolation: overrides.isolation ?? process.env['CELLBOX_TEST_ISOLATION'],
       ...(overrides.nameServers !== undefined && { nameServers: overrides.nameServers }),
       ...(overrides.networks !== undefined && { networks: overrides.networks }),
     });

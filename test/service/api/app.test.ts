@@ -947,8 +947,8 @@ describe('GET /v1/info', () => {
       isolation_levels: ['none'],
       domain: 'box.example:8443',
       templates: [
-        { id: 'cellboxbase0template', alias: 'base', ...limits },
-        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1', ...limits },
+        { id: 'cellboxbase0template', alias: 'base', isolation: 'none', ...limits },
+        { id: 'cellboxcodeinterp001', alias: 'code-interpreter-v1', isolation: 'none', ...limits },
       ],
       sizes: expect.arrayContaining([
         { ...limits, name: '1vcpu-2gb', cpu_count: 1 },

@@ -29,6 +29,7 @@ const input: ContainerInput = {
   env: { CELLBOX_TUNNEL: 'unix:/run/cellbox/service.sock' },
   createdAt: 1_700_000_000_123,
   limits: { diskQuota: false },
+  isolation: { name: 'runc', ociRuntime: 'runc', isHostKernel: true },
 };
 
 describe('containerOptions()', () => {
@@ -76,9 +77,20 @@ describe('containerOptions()', () => {
     ]);
   });
 
-  it('names an OCI runtime only when one was chosen', () => {
-    expect(containerOptions(input).HostConfig).not.toHaveProperty('Runtime');
-    expect(containerOptions({ ...input, ociRuntime: 'runsc' }).HostConfig?.Runtime).toBe('runsc');
+  it('takes the OCI runtime of its isolation level, and is labelled with the level', () => {
+    const isolation = { name: 'gvisor', ociRuntime: 'runsc', isHostKernel: false };
+    const { HostConfig, Labels } = containerOptions({ ...input, isolation });
+    expect([HostConfig?.Runtime, Labels?.[LABELS.isolation]]).toEqual(['runsc', 'gvisor']);
+  });
+
+  it('mounts the names of the name servers, read-only, where the engine’s resolver is out of reach', () => {
+    const resolvConf = '/data/tunnels/i1/resolv.conf';
+    expect(containerOptions({ ...input, resolvConf }).HostConfig?.Mounts).toContainEqual({
+      Type: 'bind',
+      Source: resolvConf,
+      Target: '/etc/resolv.conf',
+      ReadOnly: true,
+    });
   });
 });
 

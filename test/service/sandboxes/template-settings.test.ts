@@ -62,6 +62,15 @@ describe('the file of templates', () => {
       expect(templates.all.map(({ resources }) => resources)).toEqual([usual, usual]);
   });
 
+  it('gives a template an isolation level, by any name that one can have', () => {
+    const templates = open({ templates: { base: { isolation: 'gvisor', memoryMB: 512 } } });
+    expect(templates.find('base')).toMatchObject({ isolation: 'gvisor', resources: { memoryMB: 512 } });
+    expect(templates.find('code-interpreter-v1')).not.toHaveProperty('isolation');
+    expect(mistakesOf({ templates: { base: { isolation: '../runc' } } })).toEqual([
+      'templates.base.isolation: is no name of an isolation level',
+    ]);
+  });
+
   it('takes no word that it does not know', () => {
     expect(
       mistakesOf({

@@ -76,7 +76,10 @@ export const SETTINGS = {
   ),
   isolation: setting(
     'CELLBOX_ISOLATION',
-    z.string().regex(ISOLATION_NAME, 'must be a name of letters, digits, dots, dashes and underscores').optional(),
+    z
+      .string()
+      .regex(ISOLATION_NAME, 'must be a name of letters, digits, dots, dashes and underscores')
+      .optional(),
     'Wall around a sandbox whose template names none: `gvisor`, or an OCI runtime that the engine knows; default the engine’s own. `/v1/info` lists them',
   ),
   apiKey: setting(

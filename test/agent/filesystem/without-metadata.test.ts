@@ -66,7 +66,8 @@ describe('WithoutMetadata', () => {
     const known = new WithoutMetadata(anHourLater);
     const state = readFileState(file);
     known.metadataOf(state, file);
-    for (let inode = 1; inode <= 20_000; inode++) known.metadataOf({ ...state, device: -1, inode }, directory);
+    for (let inode = 1; inode <= 20_000; inode++)
+      known.metadataOf({ ...state, device: -1, inode }, directory);
     attach({ color: 'red' });
     expect(known.metadataOf(state, file)).toEqual({ color: 'red' });
   });

@@ -20,8 +20,8 @@ function optional<Schema extends z.ZodType>(schema: Schema) {
   return schema.nullish().transform((value) => value ?? undefined);
 }
 
-/** What a sandbox has at least, of each of its limits. */
-export const MIN_RESOURCES = { cpuCount: 1, memoryMB: 128, diskSizeMB: 64, pids: 32, openFiles: 64 } as const;
+/** What a sandbox has at least, of each of its limits. Its own programs with one kernel are 30 to 50 processes and threads. */
+export const MIN_RESOURCES = { cpuCount: 1, memoryMB: 128, diskSizeMB: 64, pids: 64, openFiles: 64 } as const;
 
 const limit = (name: keyof typeof MIN_RESOURCES) => z.int().min(MIN_RESOURCES[name]).max(INT32_MAX);
 

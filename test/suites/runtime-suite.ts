@@ -551,7 +551,7 @@ export function runRuntimeSuite(
     when(['run'], 'tells what the files take that it has written, also while it is paused', async () => {
       const { id } = await runtime.start(instanceSpec());
       const before = await runtime.diskUsage(id);
-      await harness.run?.(id, ['sh', '-c', 'head -c 50000000 /dev/zero > /tmp/written']);
+      await harness.run?.(id, ['sh', '-c', 'head -c 50000000 /dev/zero > "${HOME:-/tmp}/written"']);
       await runtime.pause(id);
       const after = await runtime.diskUsage(id);
       expect(after - before).toBeGreaterThan(49_000_000);
@@ -565,10 +565,15 @@ export function runRuntimeSuite(
       const { cpuCount, pids, openFiles } = instanceSpec().resources;
       const resources = { cpuCount, pids, openFiles, memoryMB: 512, diskSizeMB: 600 };
       const { id } = await runtime.start(instanceSpec({ resources }));
-      const size = async (bytes: number) =>
-        harness.run?.(id, ['python3', '-c', `open('/tmp/file', 'wb').truncate(${bytes})`]);
-      await size(600 * 1_048_576);
-      await expect(size(600 * 1_048_576 + 1)).rejects.toThrow('File too large');
+      const program = (bytes: number) => `
+import os
+file = open(os.path.expanduser('~/file'), 'wb')
+try: print(file.truncate(${bytes}))
+except OSError as error: print(error)`;
+      const truncate = async (bytes: number) => harness.run?.(id, ['python3', '-c', program(bytes)]);
+      const most = 600 * 1_048_576;
+      expect(await truncate(most)).toBe(`${most}\n`);
+      expect(await truncate(most + 1)).toBe('[Errno 27] File too large\n');
     });
 
     when(['gateway'], 'tells what its own programs said, also while it is paused', async () => {

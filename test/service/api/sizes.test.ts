@@ -65,6 +65,7 @@ describe('a create that asks for a size', () => {
     [{ cpuCount: 0 }, 'cpuCount: '],
     [{ cpuCount: 1.5 }, 'cpuCount: '],
     [{ memoryMB: 127 }, 'memoryMB: '],
+    [{ pids: 63 }, 'pids: '],
     [{ diskSizeMB: '1024' }, 'diskSizeMB: '],
     [{ size: '' }, 'size: '],
   ])('is refused with %j', async (body, message) => {

@@ -161,7 +161,9 @@ describe('HostRules', () => {
     it('refuses a machine that the proxy has no room for, and keeps those that it serves', async () => {
       const host = new Host();
       const rules = host.rules([['a', policy(1, 'a.example')]]);
-      await expect(rules.set('late', policy(2, 'b.example'))).rejects.toMatchObject({ code: 'resource_exhausted' });
+      await expect(rules.set('late', policy(2, 'b.example'))).rejects.toMatchObject({
+        code: 'resource_exhausted',
+      });
       await rules.settled();
       expect(host.served[host.served.length - 1]).toEqual({ a: ['a.example'] });
       expect(host.lines).toContain('ACCEPT');

@@ -280,6 +280,11 @@ describe('createLocalRuntime()', () => {
         code: 'failed_precondition',
         message: expect.stringContaining('bubblewrap'),
       });
+      await expect(harness.runtime.start(instanceSpec({ isolation: 'gvisor' }))).rejects.toMatchObject({
+        code: 'failed_precondition',
+        message: 'There is no isolation level gvisor here, only none',
+        remedy: expect.stringContaining('docker runtime'),
+      });
       expect(await harness.leftovers()).toEqual([]);
     } finally {
       await harness.close();

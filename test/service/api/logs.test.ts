@@ -55,7 +55,7 @@ describe('the log of a sandbox', () => {
       },
       expect.objectContaining({
         message: 'The sandbox was paused',
-        fields: { logger: 'service', reason: 'request' },
+        fields: { logger: 'service', reason: 'request', keeps: 'memory' },
       }),
       expect.objectContaining({
         message: 'The sandbox was resumed',

@@ -5,6 +5,7 @@ import type { Section } from './figures';
 import { endFleet } from './fleet';
 import { usageCells, usageFigures, USAGE_HEADER } from './limits';
 import { POOLED, poolOf, quiet, setPool } from './native';
+import { startServerFromMemory } from './sdk-alone';
 import type { MeasuredService, Usage } from './service';
 import { formatSummary, markdownTable, percentile, summarise } from './statistics';
 
@@ -51,18 +52,39 @@ export async function measureBurst(service: MeasuredService, options: BurstOptio
     if (wrong.length > 0) {
       burst.errors.push(`${wrong.length} sandboxes did not answer a first 1+1, one of them: ${wrong[0]}`);
     }
-    return section(options, burst, usage);
+    return section(options, burst, usage, await sdkAlone(options.creates));
   } finally {
     await setPool(service, 0);
     await endFleet(sandboxes);
   }
 }
 
-function create({ url, apiKey }: MeasuredService): Promise<Sandbox> {
+function create({ url, apiKey }: Pick<MeasuredService, 'url' | 'apiKey'>): Promise<Sandbox> {
   return Sandbox.create(POOLED, { apiKey, apiUrl: url, sandboxUrl: url });
 }
 
-function section(options: BurstOptions, burst: Burst, usage: Usage): Section {
+/** What as many creates at once take when the answer is ready: no service can be faster to one process with the SDK. */
+async function sdkAlone(creates: number): Promise<number[]> {
+  const { url, close } = await startServerFromMemory();
+  try {
+    const ms: number[] = [];
+    for (let round = 0; round < 2; round++) {
+      ms.length = 0; // the first one warms it up
+      const started = performance.now();
+      await Promise.all(
+        Array.from({ length: creates }, async () => {
+          await create({ url, apiKey: 'e2b_00' });
+          ms.push(performance.now() - started);
+        }),
+      );
+    }
+    return ms;
+  } finally {
+    await close();
+  }
+}
+
+function section(options: BurstOptions, burst: Burst, usage: Usage, alone: number[]): Section {
   const sorted = [...burst.ms].sort((a, b) => a - b);
   const pooled = sorted.slice(0, Math.min(options.pool, burst.claimed));
   const cell = (values: readonly number[]): string =>
@@ -73,14 +95,24 @@ function section(options: BurstOptions, burst: Burst, usage: Usage): Section {
       ...usageFigures('burst', usage),
       ...figuresOf('burst', 'all', sorted),
       ...figuresOf('burst', 'pooled', pooled),
+      ...figuresOf('burst', 'sdk alone', alone.slice(0, options.pool)),
       'burst | slowest': sorted.at(-1) ?? Number.NaN,
       'burst | creates': options.creates,
       'burst | errors': burst.errors.length,
     },
-    data: { options, burst },
+    data: { options, burst, alone },
     lines: [
       markdownTable(
-        ['p50 / p95 in ms', 'all', 'p99', 'from the pool', 'their p99', 'errors', ...USAGE_HEADER],
+        [
+          'p50 / p95 in ms',
+          'all',
+          'p99',
+          'from the pool',
+          'their p99',
+          'SDK alone',
+          'errors',
+          ...USAGE_HEADER,
+        ],
         [
           [
             `${options.creates} creates at once, pool of ${options.pool}`,
@@ -88,11 +120,14 @@ function section(options: BurstOptions, burst: Burst, usage: Usage): Section {
             percentile(sorted, 99).toFixed(0),
             `${cell(pooled)} (${pooled.length})`,
             percentile(pooled, 99).toFixed(0),
+            cell(alone.slice(0, options.pool)),
             String(burst.errors.length),
             ...usageCells(usage),
           ],
         ],
       ),
+      '',
+      `SDK alone: the first ${options.pool} answers to as many creates at once by a server that answers from memory.`,
       '',
       ...[...new Set(burst.errors)].slice(0, 3).map((error) => `- ${error}`),
     ],

@@ -4,9 +4,15 @@ import { endChild, freePort, untilAnswers } from './child';
 import { connectRival } from './rival';
 import type { Subject } from './subject';
 
-/** Two answers from memory, as lines of the NDJSON API; anything else gets none of its output. */
+/**
+ * Two answers from memory, as lines of the NDJSON API; anything else gets none of its output. A create gets a sandbox
+ * that there is not.
+ */
 const SERVER = `
 const http = require('node:http');
+const sandbox = JSON.stringify({
+  templateID: 'none', sandboxID: 'none', clientID: 'none', envdVersion: '0.6.13', domain: null,
+});
 const line = (event) => JSON.stringify(event) + '\\n';
 const stamp = '2026-01-01T00:00:00.000000000Z';
 const outputs = {
@@ -16,6 +22,10 @@ const outputs = {
 http.createServer((request, response) => {
   let body = '';
   request.on('data', (part) => (body += part)).on('end', () => {
+    if (request.url.endsWith('/sandboxes')) {
+      response.writeHead(201, { 'Content-Type': 'application/json' }).end(sandbox);
+      return;
+    }
     const output = outputs[body === '' ? '' : JSON.parse(body).code];
     response.setHeader('Content-Type', 'application/json');
     response.write(line({ type: 'number_of_executions', execution_count: 1 }));
@@ -27,13 +37,9 @@ http.createServer((request, response) => {
 
 /** The floor of what any service can give to a user of the SDK: HTTP both ways and its parsing, no code is run. */
 export async function startSdkAlone(): Promise<Subject> {
-  const port = await freePort();
-  const child = spawn(process.execPath, ['-e', SERVER, String(port)], { stdio: ['ignore', 'pipe', 'pipe'] });
-  const close = (): Promise<void> => endChild(child);
+  const { url, close } = await startServerFromMemory();
   try {
-    await once(child, 'spawn');
-    await untilAnswers(child, `http://127.0.0.1:${port}/`, {}, 10);
-    const subject = await connectRival(`http://127.0.0.1:${port}`);
+    const subject = await connectRival(url);
     return {
       ...subject,
       name: 'SDK alone',
@@ -41,6 +47,22 @@ export async function startSdkAlone(): Promise<Subject> {
       scenarios: ['1+1', 'print'],
       close,
     };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** That server, a process of its own as every service is. */
+export async function startServerFromMemory(): Promise<{ url: string; close: () => Promise<void> }> {
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const child = spawn(process.execPath, ['-e', SERVER, String(port)], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const close = (): Promise<void> => endChild(child);
+  try {
+    await once(child, 'spawn');
+    await untilAnswers(child, `${url}/`, {}, 10);
+    return { url, close };
   } catch (error) {
     await close();
     throw error;

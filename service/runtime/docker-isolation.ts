@@ -26,12 +26,17 @@ const PROOF_TIMEOUT_MS = 60_000;
 const REMEDY =
   'Register gVisor as a runtime of the engine by the name runsc, with the argument --host-uds=open, and reload the engine.';
 
+const OVERLAY_REMEDY =
+  'Add --overlay2=none to the arguments of that runtime of the engine, and reload the engine.';
+
 /**
  * Succeeds when a socket of the service can be reached from inside: without that no sandbox has a way to the service.
- * Tells how many interfaces there are besides loopback.
+ * Tells how many interfaces there are besides loopback, and what kind of file system the root is.
  */
 const PROOF = `exec /usr/bin/node -e '
 const table = require("fs").readFileSync("/proc/net/dev", "latin1");
+const mounts = require("fs").readFileSync("/proc/mounts", "latin1");
+console.log("root=" + mounts.split("\\n").map((line) => line.split(" ")).findLast((words) => words[1] === "/")?.[2]);
 console.log("interfaces=" + (table.match(/^ *[^ :|]+:/gm) ?? []).filter((name) => name.trim() !== "lo:").length);
 const socket = require("net").connect(process.argv[1]);
 socket.on("connect", () => process.exit(0));
@@ -165,6 +170,13 @@ export class DockerIsolation {
           Mounts: [readOnly(directory, TUNNEL_DIR_INSIDE)],
         },
       });
+      if (/^root=overlay$/m.test(output)) {
+        throw new ServiceError(
+          'failed_precondition',
+          `Isolation ${name} does not work here: it keeps what a sandbox writes apart from its container, so that a pause without memory would lose it and no limit would see it`,
+          { remedy: OVERLAY_REMEDY },
+        );
+      }
       if (/^interfaces=0$/m.test(output)) {
         const caveat = `Sandboxes at isolation ${name} have no network, whatever they ask for: its runtime gives them none.`;
         this.caveats.push(caveat);
@@ -173,6 +185,7 @@ export class DockerIsolation {
     } catch (error) {
       const detail = engineDetail(error);
       logger.error({ isolation: name, ociRuntime, detail }, 'an isolation level does not work');
+      if (error instanceof ServiceError && error.remedy === OVERLAY_REMEDY) throw error;
       const isCutOff = error instanceof ServiceError && error.code === 'failed_precondition';
       throw new ServiceError(
         'failed_precondition',

@@ -704,9 +704,12 @@ class DockerRuntime implements Runtime {
     handle?.tunnel.reset();
     if (!found.State.Running) return;
     const container = this.docker.getContainer(found.Id);
-    // What is frozen can't end when it is asked to.
-    const ended = found.State.Paused ? container.kill() : container.stop({ t: HALT_GRACE_SECONDS });
     try {
+      // A frozen kernel other than the host's dies, and its runtime never hears of it.
+      if (found.State.Paused && !isHostKernel(found.HostConfig.Runtime ?? 'runc'))
+        await callEngine('thaw sandbox', container.unpause());
+      // What is frozen can't end when it is asked to.
+      const ended = found.State.Paused ? container.kill() : container.stop({ t: HALT_GRACE_SECONDS });
       await callEngine('halt sandbox', ended);
     } catch (error) {
       if (engineStatus(error) !== 304 && engineStatus(error) !== 409) throw error; // it has ended meanwhile

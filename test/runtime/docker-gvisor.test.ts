@@ -9,6 +9,8 @@ const skip = whyNoGvisor();
 const noDocker = whyNoDocker();
 /** gVisor as it is without `--host-uds=open`: nothing inside reaches a socket of the host. */
 const SEALED = 'runsc-sealed';
+/** gVisor as it is without `--overlay2=none`: files are in a place of its own, and gone when the container stops. */
+const OVERLAY = 'runsc-overlay';
 
 runRuntimeSuite('docker, gVisor', (hooks) => makeDockerHarness(hooks, { isolation: 'gvisor' }), { skip });
 
@@ -50,19 +52,24 @@ const titled = (title: string, why: string | undefined) =>
     await harness.runtime.stop(id);
   }, 60_000);
 
-  const hasSealed = noDocker === undefined && engineRuntimes().includes(SEALED);
-  (hasSealed ? it : it.skip)(
-    `refuses a level through which no tunnel reaches, before there is a machine (runtime ${SEALED})`,
-    async () => {
-      await expect(harness.runtime.start(instanceSpec({ isolation: SEALED }))).rejects.toMatchObject({
-        code: 'failed_precondition',
-        message: expect.stringContaining(SEALED),
-        remedy: expect.stringContaining('--host-uds=open'),
-      });
-      expect(await harness.leftovers()).toEqual([]);
-    },
-    120_000,
-  );
+  for (const [isolation, what, argument] of [
+    [SEALED, 'through which no tunnel reaches', '--host-uds=open'],
+    [OVERLAY, 'that keeps files apart from the container', '--overlay2=none'],
+  ] as const) {
+    const isThere = noDocker === undefined && engineRuntimes().includes(isolation);
+    (isThere ? it : it.skip)(
+      `refuses a level ${what}, before there is a machine (runtime ${isolation})`,
+      async () => {
+        await expect(harness.runtime.start(instanceSpec({ isolation }))).rejects.toMatchObject({
+          code: 'failed_precondition',
+          message: expect.stringContaining(isolation),
+          remedy: expect.stringContaining(argument),
+        });
+        expect(await harness.leftovers()).toEqual([]);
+      },
+      120_000,
+    );
+  }
 });
 
 (skip === undefined ? describe : describe.skip)(titled('gVisor beside the default', skip), () => {

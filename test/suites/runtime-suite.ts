@@ -457,12 +457,12 @@ export function runRuntimeSuite(
       const word = `left-${spec.id}`;
       const run = async (command: string) => harness.run?.(spec.id, ['sh', '-c', command]);
       await run(
-        `echo kept > /tmp/kept; (setsid sh -c 'while :; do sleep 1; done' ${word} >/dev/null 2>&1 &)`,
+        `echo kept > "$HOME/kept"; (setsid sh -c 'while :; do sleep 1; done' ${word} >/dev/null 2>&1 &)`,
       );
       expect(await run('cat /proc/*/cmdline 2>/dev/null | tr "\\0" " "')).toContain(`sleep 1; done ${word}`);
       await runtime.halt(spec.id);
       await runtime.boot(spec);
-      expect(await run('cat /tmp/kept')).toBe('kept\n');
+      expect(await run('cat "$HOME/kept"')).toBe('kept\n');
       expect(await run('cat /proc/*/cmdline 2>/dev/null | tr "\\0" " "')).not.toContain(
         `sleep 1; done ${word}`,
       );

@@ -26,6 +26,7 @@ const PROOF_TIMEOUT_MS = 60_000;
 const REMEDY =
   'Register gVisor as a runtime of the engine by the name runsc, with the argument --host-uds=open, and reload the engine.';
 
+const DOES_NOT_WORK = 'an isolation level does not work';
 const OVERLAY_REMEDY =
   'Add --overlay2=none to the arguments of that runtime of the engine, and reload the engine.';
 
@@ -147,7 +148,27 @@ export class DockerIsolation {
     return proof;
   }
 
-  private async prove({ name, ociRuntime }: IsolationLevel): Promise<void> {
+  private async prove(level: IsolationLevel): Promise<void> {
+    const { logger } = this.options;
+    const { name, ociRuntime } = level;
+    const output = await this.lookFromInside(level);
+    if (/^root=overlay$/m.test(output)) {
+      logger.error({ isolation: name, ociRuntime, detail: output }, DOES_NOT_WORK);
+      throw new ServiceError(
+        'failed_precondition',
+        `Isolation ${name} does not work here: it keeps what a sandbox writes apart from its container, so that a pause without memory would lose it and no limit would see it`,
+        { remedy: OVERLAY_REMEDY },
+      );
+    }
+    if (/^interfaces=0$/m.test(output)) {
+      const caveat = `Sandboxes at isolation ${name} have no network, whatever they ask for: its runtime gives them none.`;
+      this.caveats.push(caveat);
+      logger.warn({ isolation: name, ociRuntime }, caveat);
+    }
+  }
+
+  /** What `PROOF` tells. @throws ServiceError `failed_precondition` when it does not succeed */
+  private async lookFromInside({ name, ociRuntime }: IsolationLevel): Promise<string> {
     const { docker, image, serviceId, tunnels, network, logger } = this.options;
     const directory = path.join(tunnels, `proof-${crypto.randomBytes(6).toString('hex')}`);
     const server = net.createServer((socket) => socket.on('error', () => undefined).destroy());
@@ -157,7 +178,7 @@ export class DockerIsolation {
       server.listen(path.join(directory, 'p.sock'));
       await once(server, 'listening');
       await fs.chmod(path.join(directory, 'p.sock'), 0o666);
-      const output = await runHelper(docker, {
+      return await runHelper(docker, {
         image,
         serviceId,
         script: PROOF,
@@ -170,22 +191,9 @@ export class DockerIsolation {
           Mounts: [readOnly(directory, TUNNEL_DIR_INSIDE)],
         },
       });
-      if (/^root=overlay$/m.test(output)) {
-        throw new ServiceError(
-          'failed_precondition',
-          `Isolation ${name} does not work here: it keeps what a sandbox writes apart from its container, so that a pause without memory would lose it and no limit would see it`,
-          { remedy: OVERLAY_REMEDY },
-        );
-      }
-      if (/^interfaces=0$/m.test(output)) {
-        const caveat = `Sandboxes at isolation ${name} have no network, whatever they ask for: its runtime gives them none.`;
-        this.caveats.push(caveat);
-        logger.warn({ isolation: name, ociRuntime }, caveat);
-      }
     } catch (error) {
       const detail = engineDetail(error);
-      logger.error({ isolation: name, ociRuntime, detail }, 'an isolation level does not work');
-      if (error instanceof ServiceError && error.remedy === OVERLAY_REMEDY) throw error;
+      logger.error({ isolation: name, ociRuntime, detail }, DOES_NOT_WORK);
       const isCutOff = error instanceof ServiceError && error.code === 'failed_precondition';
       throw new ServiceError(
         'failed_precondition',

@@ -126,7 +126,7 @@ export class SandboxStarter {
     await Promise.all([
       access !== 'full' &&
         deadline(runtime.setNetwork(instance.id, access), CLAIM_TIMEOUT_MS, 'Setting the network rules'),
-      initAgentAgain(instance, specOf(sandbox, request.template), signal),
+      initAgentAgain(instance, specOf(sandbox), signal),
       deadline(instance.setDeadline(endAt), CLAIM_TIMEOUT_MS, 'Telling the deadline'),
     ]);
     signal.throwIfAborted();

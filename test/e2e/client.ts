@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import net from 'node:net';
 import type { StartedService } from '../started-service';
 
 export interface OutputLine {
@@ -9,6 +11,8 @@ export interface OutputLine {
   is_main_result?: boolean;
   [field: string]: unknown;
 }
+
+const RAW_DEADLINE_MS = 10_000;
 
 /** A plain HTTP client of one service: for what the SDKs would not send. */
 export class Client {
@@ -25,6 +29,26 @@ export class Client {
       headers: { 'content-type': 'application/json', 'x-api-key': this.service.apiKey },
       ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
     });
+  }
+
+  /** Sends bytes as they are and gives all that comes back until the connection ends. */
+  async raw(text: string): Promise<string> {
+    const { hostname, port } = new URL(this.service.url);
+    const socket = net.connect({ host: hostname, port: Number(port) });
+    const timer = setTimeout(() => socket.destroy(new Error('no end in time')), RAW_DEADLINE_MS);
+    try {
+      let answer = '';
+      socket.setEncoding('latin1').on('data', (chunk: string) => (answer += chunk));
+      const closed = once(socket, 'close').catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ECONNRESET' && error.code !== 'EPIPE') throw error; // a refusal, too
+      });
+      socket.write(text.replace(/(?<!\r)\n/g, '\r\n'), 'latin1');
+      await closed;
+      return answer;
+    } finally {
+      clearTimeout(timer);
+      socket.destroy();
+    }
   }
 
   async create(extra: Record<string, unknown> = {}): Promise<string> {

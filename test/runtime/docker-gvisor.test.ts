@@ -1,10 +1,15 @@
-import type { Socket } from 'node:net';
 import { AGENT_PORT } from '../../protocol/routing';
 import { instanceSpec, request, runRuntimeSuite } from '../suites/runtime-suite';
-import { engineRuntimes, makeDockerHarness, whyNoDocker, whyNoGvisor } from './docker-harness';
+import {
+  engineRuntimes,
+  harnessOfSuite,
+  ignoreCalls,
+  makeDockerHarness,
+  whyNoDocker,
+  whyNoGvisor,
+} from './docker-harness';
 import type { DockerHarness } from './docker-harness';
 
-const ignoreCalls = { onInbound: (_id: string, _port: number, stream: Socket) => void stream.destroy() };
 const skip = whyNoGvisor();
 const noDocker = whyNoDocker();
 /** gVisor as it is without `--host-uds=open`: nothing inside reaches a socket of the host. */
@@ -75,18 +80,7 @@ const titled = (title: string, why: string | undefined) =>
 (skip === undefined ? describe : describe.skip)(titled('gVisor beside the default', skip), () => {
   let harness: DockerHarness;
 
-  beforeAll(async () => {
-    harness = await makeDockerHarness(ignoreCalls);
-  }, 120_000);
-
-  afterEach(async () => {
-    for (const { id } of await harness.runtime.list()) await harness.runtime.stop(id);
-    expect(await harness.leftovers()).toEqual([]);
-  }, 60_000);
-
-  afterAll(async () => {
-    await harness?.close();
-  }, 60_000);
+  harnessOfSuite((made) => (harness = made));
 
   it('runs each machine behind its own kind of wall', async () => {
     const [plain, walled] = await Promise.all([

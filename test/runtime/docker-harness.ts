@@ -58,6 +58,29 @@ export function engineRuntimes(): string[] {
     .split(' ');
 }
 
+/** For harnesses whose machines' calls nobody answers. */
+export const ignoreCalls: { onInbound: InboundHandler } = {
+  onInbound: (_id, _port, stream) => void stream.destroy(),
+};
+
+/** Gives a suite its harness; each test must leave nothing behind but machines that run, which are ended here. */
+export function harnessOfSuite(give: (harness: DockerHarness) => void): void {
+  let harness: DockerHarness | undefined;
+
+  beforeAll(async () => {
+    harness = await makeDockerHarness(ignoreCalls);
+    give(harness);
+  }, 120_000);
+
+  afterEach(async () => {
+    if (harness === undefined) return;
+    for (const { id } of await harness.runtime.list()) await harness.runtime.stop(id);
+    expect(await harness.leftovers()).toEqual([]);
+  }, 60_000);
+
+  afterAll(() => harness?.close(), 60_000);
+}
+
 export interface DockerHarness extends RuntimeHarness {
   readonly docker: Dockerode;
   readonly dataDir: string;

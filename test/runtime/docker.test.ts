@@ -6,10 +6,9 @@ import path from 'node:path';
 import Dockerode from 'dockerode';
 import { AGENT_PORT } from '../../protocol/routing';
 import { eventually, instanceSpec, request, runRuntimeSuite, within } from '../suites/runtime-suite';
-import { makeDockerHarness, whyNoDocker } from './docker-harness';
+import { harnessOfSuite, ignoreCalls, makeDockerHarness, whyNoDocker } from './docker-harness';
 import type { DockerHarness } from './docker-harness';
 
-const ignoreCalls = { onInbound: (_id: string, _port: number, stream: Socket) => void stream.destroy() };
 const skip = whyNoDocker();
 
 runRuntimeSuite('docker', makeDockerHarness, { skip });
@@ -19,18 +18,7 @@ const suite = skip === undefined ? describe : describe.skip;
 suite(`docker only${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
   let harness: DockerHarness;
 
-  beforeAll(async () => {
-    harness = await makeDockerHarness(ignoreCalls);
-  }, 120_000);
-
-  afterEach(async () => {
-    for (const { id } of await harness.runtime.list()) await harness.runtime.stop(id);
-    expect(await harness.leftovers()).toEqual([]);
-  }, 60_000);
-
-  afterAll(async () => {
-    await harness?.close();
-  }, 60_000);
+  harnessOfSuite((made) => (harness = made));
 
   it('holds a container to the profile `standard`', async () => {
     const instance = await harness.runtime.start(instanceSpec());

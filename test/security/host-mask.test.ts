@@ -1,12 +1,9 @@
-import { once } from 'node:events';
-import net from 'node:net';
 import { Client } from '../e2e/client';
 import { runtimesUnderTest, startService } from '../started-service';
 import type { StartedService } from '../started-service';
 
 jest.setTimeout(120_000);
 
-const RAW_DEADLINE_MS = 10_000;
 const TOKEN = 'E2B-Traffic-Access-Token';
 
 /** Answers with every header that it got, in order, and prints its port. */
@@ -62,33 +59,13 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       return { id, traffic, port: Number(/"text":"(\d+)/.exec(printed)?.[1]) };
     };
 
-    /** Sends bytes as they are and gives all that comes back until the connection ends. */
-    const raw = async (text: string): Promise<string> => {
-      const { hostname, port } = new URL(service.url);
-      const socket = net.connect({ host: hostname, port: Number(port) });
-      const timer = setTimeout(() => socket.destroy(new Error('no end in time')), RAW_DEADLINE_MS);
-      try {
-        let answer = '';
-        socket.setEncoding('latin1').on('data', (chunk: string) => (answer += chunk));
-        const closed = once(socket, 'close').catch((error: NodeJS.ErrnoException) => {
-          if (error.code !== 'ECONNRESET' && error.code !== 'EPIPE') throw error; // a refusal, too
-        });
-        socket.write(text.replace(/(?<!\r)\n/g, '\r\n'), 'latin1');
-        await closed;
-        return answer;
-      } finally {
-        clearTimeout(timer);
-        socket.destroy();
-      }
-    };
-
     const hostOf = (box: Box) => `${box.port}-${box.id}.localhost`;
     const to = (box: Box) => `E2b-Sandbox-Id: ${box.id}\nE2b-Sandbox-Port: ${box.port}\n`;
     const withToken = (box: Box) => `${TOKEN}: ${box.traffic}\n`;
 
     /** All that the program was told of where a request came from; rejects when it was not reached. */
     const told = async (request: string): Promise<Array<[string, string]>> => {
-      const answer = await raw(request);
+      const answer = await client.raw(request);
       const [head = '', body = ''] = answer.split('\r\n\r\n', 2);
       if (!head.startsWith('HTTP/1.1 200 ')) throw new Error(answer);
       const headers = JSON.parse(body) as Array<[string, string]>;
@@ -173,7 +150,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
     it('is told to the second request of a connection as to the first', async () => {
       const first = `POST / HTTP/1.1\nHost: one\n${to(victim)}${withToken(victim)}Content-Length: 4\n\nbody`;
       const second = `GET / HTTP/1.1\nHost: two\n${to(victim)}${withToken(victim)}Connection: close\n\n`;
-      const answer = await raw(first + second);
+      const answer = await client.raw(first + second);
       const hosts = [...answer.matchAll(/\["(?:X-Forwarded-)?Host", "([^"]*)"\]/g)].map((match) => match[1]);
       expect(hosts).toEqual([`app-${victim.port}.example`, 'one', `app-${victim.port}.example`, 'two']);
     });
@@ -188,7 +165,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
 
     it('is no token: who asks for it by name is refused like everybody else', async () => {
       for (const host of [`app-${victim.port}.example`, 'localhost', hostOf(victim), hostOf(attacker)]) {
-        const answer = await raw(
+        const answer = await client.raw(
           `GET / HTTP/1.1\nHost: ${host}\n${to(victim)}X-Forwarded-Host: ${hostOf(victim)}\nConnection: close\n\n`,
         );
         expect([host, answer.split(' ')[1]]).toEqual([host, '403']);

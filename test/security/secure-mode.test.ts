@@ -1,6 +1,4 @@
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
-import net from 'node:net';
 import { ROUTES as AGENT_ROUTES } from '../../kernel-image/agent/app';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
@@ -16,7 +14,6 @@ jest.setTimeout(120_000);
 const TAG = 'seen-only-with-the-right-token';
 const FILE = '/home/user/secret.txt';
 const OTHER_FILE = '/home/user/other.txt';
-const RAW_DEADLINE_MS = 10_000;
 
 interface Box {
   id: string;
@@ -78,26 +75,6 @@ for (const { runtime, skip } of runtimesUnderTest()) {
 
     /** How many requests have reached the user's server. */
     const reached = async (): Promise<number> => Number(await inside('print(len(seen))'));
-
-    /** Sends bytes as they are and gives all that comes back until the connection ends. */
-    const raw = async (text: string): Promise<string> => {
-      const { hostname, port } = new URL(service.url);
-      const socket = net.connect({ host: hostname, port: Number(port) });
-      const timer = setTimeout(() => socket.destroy(new Error('no end in time')), RAW_DEADLINE_MS);
-      try {
-        let answer = '';
-        socket.setEncoding('latin1').on('data', (chunk: string) => (answer += chunk));
-        const closed = once(socket, 'close').catch((error: NodeJS.ErrnoException) => {
-          if (error.code !== 'ECONNRESET' && error.code !== 'EPIPE') throw error; // a refusal, too
-        });
-        socket.write(text.replace(/(?<!\r)\n/g, '\r\n'), 'latin1');
-        await closed;
-        return answer;
-      } finally {
-        clearTimeout(timer);
-        socket.destroy();
-      }
-    };
 
     beforeAll(async () => {
       service = await startService({ runtime, env: { CELLBOX_LOG_LEVEL: 'debug' } });
@@ -246,7 +223,7 @@ print(server.server_port)`),
           ['POST', '/files/compose/'],
         ];
         for (const [method, path] of tries) {
-          const answer = await raw(
+          const answer = await client.raw(
             `${method} ${path} HTTP/1.1\nHost: x\nE2b-Sandbox-Id: ${secured.id}\nE2b-Sandbox-Port: ${AGENT_PORT}\nConnection: close\n\n`,
           );
           const status = /^HTTP\/1\.1 (\d+)/.exec(answer)?.[1];
@@ -312,7 +289,7 @@ for method, path, body in ${tries}:
 
       it('is no nearer by an upgrade', async () => {
         for (const upgrade of ['websocket', 'h2c', 'TLS/1.0']) {
-          const answer = await raw(
+          const answer = await client.raw(
             `GET /envs HTTP/1.1\nHost: x\nE2b-Sandbox-Id: ${secured.id}\nE2b-Sandbox-Port: ${AGENT_PORT}\n` +
               `Connection: Upgrade\nUpgrade: ${upgrade}\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n`,
           );
@@ -322,7 +299,7 @@ for method, path, body in ${tries}:
 
       it('takes no header for the token that is meant for one connection only', async () => {
         const ask = (connection: string) =>
-          raw(
+          client.raw(
             `GET /envs HTTP/1.1\nHost: x\nE2b-Sandbox-Id: ${secured.id}\nE2b-Sandbox-Port: ${AGENT_PORT}\n` +
               `X-Access-Token: ${secured.access}\nConnection: ${connection}\n\n`,
           );
@@ -610,7 +587,7 @@ for method, path, body in ${tries}:
               `Host: ${port()}-${secured.id}.${domain}\n`,
               `Host: ${port()}-${secured.id.toUpperCase()}.LOCALHOST.\n`,
             ]) {
-              const answer = await raw(`${method} ${path} HTTP/1.1\n${host}${rest}`);
+              const answer = await client.raw(`${method} ${path} HTTP/1.1\n${host}${rest}`);
               expect([what, method, host, answer.split(' ')[1]]).toEqual([what, method, host, '403']);
               expect(answer).not.toContain(TAG);
             }
@@ -633,7 +610,7 @@ for method, path, body in ${tries}:
         for (const port of [userPort, INTERPRETER_PORT, GATEWAY_PORT]) {
           for (const token of ['', other.traffic, secured.access]) {
             for (const upgrade of ['websocket', 'h2c']) {
-              const answer = await raw(
+              const answer = await client.raw(
                 `GET / HTTP/1.1\nHost: x\nE2b-Sandbox-Id: ${secured.id}\nE2b-Sandbox-Port: ${port}\n` +
                   `E2B-Traffic-Access-Token: ${token}\nConnection: Upgrade\nUpgrade: ${upgrade}\n` +
                   `Sec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n`,
@@ -720,7 +697,7 @@ for method, path, body in ${tries}:
           [400],
         ],
       ])('%s: get nothing of it', async (_what, head, allowed) => {
-        const answer = await raw(`${head()}${tokens()}Connection: close\n\n`);
+        const answer = await client.raw(`${head()}${tokens()}Connection: close\n\n`);
         expect(answer).not.toContain(TAG);
         expect(allowed).toContain(Number(/^HTTP\/1\.1 (\d+)/.exec(answer)?.[1]));
       });
@@ -731,12 +708,12 @@ for method, path, body in ${tries}:
         const withRight = `${health}${theirs()}X-Access-Token: ${secured.access}\n\n`;
         const second = `${get}Host: x\n${theirs()}Connection: close\n\n`;
         for (const before of [first, withRight]) {
-          const answer = await raw(before + second);
+          const answer = await client.raw(before + second);
           expect(answer).not.toContain(TAG);
           expect([...answer.matchAll(/HTTP\/1\.1 (\d+)/g)].map((match) => match[1])).toEqual(['204', '401']);
         }
         const hidden = `POST /envs HTTP/1.1\nHost: x\n${own()}${tokens()}Content-Length: 4\n\nabcd`;
-        expect(await raw(hidden + second)).not.toContain(TAG);
+        expect(await client.raw(hidden + second)).not.toContain(TAG);
       });
     });
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import io
 import os
 import sys
 import traceback
@@ -20,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import zmq
-from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type, default
@@ -32,6 +29,7 @@ from .cell_headers import CellboxDisplayPublisher, note_cells_of_threads
 from .display_formatter import CellboxDisplayFormatter
 from .environment import env_problem
 from .iopub import CellboxIOPubThread, bind_iopub
+from .lazy_debugger import LazyDebuggerKernel
 from .streams import CellboxOutStream
 
 
@@ -79,7 +77,7 @@ class CellboxShell(ZMQInteractiveShell):
         os.environ.update(given)
 
 
-class CellboxKernel(IPythonKernel):
+class CellboxKernel(LazyDebuggerKernel):
     """ipykernel with an environment per execution."""
 
     shell_class = Type(CellboxShell)
@@ -218,11 +216,6 @@ class CellboxKernelApp(IPKernelApp):
         self.iopub_thread = CellboxIOPubThread(socket, pipe=True)
         self.iopub_thread.start()
         self.iopub_socket = self.iopub_thread.background_socket
-
-    def init_kernel(self) -> None:
-        with contextlib.redirect_stderr(io.StringIO()):  # debugpy's advice to people who start a debugger
-            importlib.import_module("ipykernel.debugger")  # as the kernel would, one line later
-        super().init_kernel()
 
     def init_extensions(self) -> None:
         startup.load_ipython_extension(self.shell)

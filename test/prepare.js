@@ -9,6 +9,11 @@ const { spawnSync } = require('node:child_process');
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
+const { isBuilt } = require('../build.js');
+
+const root = path.join(__dirname, '..');
+// By hand after a change: tests would else run the agent that was built last.
+if (!isBuilt()) run(process.execPath, [path.join(root, 'build.js')]);
 const {
   connectEngine,
   loadConfig,
@@ -18,7 +23,6 @@ const {
   prepareProxyImage,
 } = require('../dist/prepare.js');
 
-const root = path.join(__dirname, '..');
 const home = path.join(root, '.cellbox', 'test');
 const say = (line) => console.error(line);
 

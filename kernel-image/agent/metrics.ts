@@ -3,7 +3,7 @@ import type { ServerResponse } from 'node:http';
 import type { AgentMetrics } from '../../protocol/agent-metrics';
 import { sendJson } from './http-error';
 import { log, reason } from './log';
-import { readCgroup, readHost, readProcessTree, sandboxCgroups } from './usage';
+import { Cgroups, readHost, readProcessTree, sandboxCgroups } from './usage';
 import type { Usage } from './usage';
 
 const MIB = 1_048_576;
@@ -27,13 +27,13 @@ export interface MeterOptions {
 
 /** Starts counting: the first call tells the load since now. */
 export function createMeter(options: MeterOptions): Meter {
-  const first = readCounters(options).catch(() => undefined); // then the first call that succeeds is the beginning
-  let before: Counters | undefined;
+  const cgroups = new Cgroups(sandboxCgroups(options));
+  let before = readCounters(options, cgroups);
   let percent = 0;
   return async () => {
-    const [beginning, now, disk] = await Promise.all([first, readCounters(options), readDisk(options)]);
-    before ??= beginning ?? now;
+    const disk = await readDisk(options);
     // No await from here on: calls that overlap count one after another.
+    const now = readCounters(options, cgroups);
     if (now.at - before.at >= SHORTEST_WINDOW_MS) {
       percent = cpuPercent(before, now);
       before = now;
@@ -57,16 +57,17 @@ interface Counters extends Required<Usage> {
   at: number;
 }
 
-async function readCounters(options: MeterOptions): Promise<Counters> {
+/** At once: these are small texts that the system keeps in memory, and each detour to the thread pool costs more. */
+function readCounters(options: MeterOptions, cgroups: Cgroups): Counters {
   const { singleUser, isSupervised, now = () => performance.now() } = options;
   const at = now();
-  const [group, host] = await Promise.all([readCgroup(sandboxCgroups(options)), readHost()]);
+  const group = cgroups.read();
   // Version 1 may count memory in a group of ours and processors in one of the host's.
   const isPart = group.cpuMs === undefined || group.memoryUsed === undefined;
-  const tree = singleUser && isPart ? await readProcessTree(isSupervised) : {};
+  const tree = singleUser && isPart ? readProcessTree(isSupervised) : {};
   // The host's cache is nothing that one of many users has.
   const noCache = singleUser ? { memoryCache: 0 } : {};
-  return { at, ...combine(host, { ...noCache, ...tree }, group) };
+  return { at, ...combine(readHost(group), { ...noCache, ...tree }, group) };
 }
 
 /** What a later source knows counts more; no limit reaches beyond the host. Pure. */

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import { readText } from './read-text';
-import { integer, readCgroup, sandboxCgroups } from './usage';
+import { Cgroups, integer, sandboxCgroups } from './usage';
 
 /** What ran out. Either is missing where it can't be read; the limit also where there is none. */
 export interface MemoryFigures {
@@ -30,9 +30,8 @@ export class SandboxMemory {
     return killsIn(this.counter);
   }
 
-  /** Never rejects. */
-  async figures(): Promise<MemoryFigures> {
-    const usages = await Promise.all(this.groups.map((group) => readCgroup([group])));
+  figures(): MemoryFigures {
+    const usages = this.groups.map((group) => new Cgroups([group]).read());
     // Limits hold downwards: the lowest of all groups that this one is in.
     const limits = usages.flatMap(({ memoryTotal }) => memoryTotal ?? []);
     const peaks = this.groups.flatMap((group) => PEAKS.map((name) => path.join(group, name)));

@@ -6,13 +6,14 @@ import { readGatewayCommand, spawnGateway } from './gateway-process';
 import { log, reason } from './log';
 import { endOrphans } from './orphans';
 import { readAgentSettings } from './settings';
+import { applyInit, initialState } from './state';
 import type { AgentState } from './state';
 import type { EndedProcess, GatewayPlace, ToAgent, ToSupervisor } from './supervision';
 
 /**
  * The supervisor: parent of agent and gateway for the life of a sandbox. Starts both at once (with
  * `CELLBOX_GATEWAY_WAITS=1` the gateway when it is first wanted), starts either again when it dies, remembers for the
- * agent what `/init` said, and ends everything when asked (SIGTERM) or when the deadline has passed and no service is
+ * agent what `CELLBOX_STATE` or `/init` said, and ends everything when asked (SIGTERM) or when the deadline has passed and no service is
  * left to see to it. It stays small: it is in every sandbox.
  */
 
@@ -20,12 +21,13 @@ const DEFAULT_GRACE_MS = 60_000;
 
 function main(): void {
   const env = { ...process.env };
-  readAgentSettings(env); // a mistake shows here, and not at each start of the agent
+  const settings = readAgentSettings(env); // a mistake shows here, and not at each start of the agent
   const gatewayCommand = readGatewayCommand(env);
   const agentEnv = { ...env };
   delete agentEnv['CELLBOX_GATEWAY_TOKEN'];
+  delete agentEnv['CELLBOX_STATE'];
 
-  let state: AgentState | undefined;
+  let state = stateAtStart(env, settings.defaultUser);
   let gatewayPlace: GatewayPlace | undefined;
   const deadMan = new DeadMan(
     readMs(env, 'CELLBOX_DEADMAN_GRACE_MS') ?? DEFAULT_GRACE_MS,
@@ -130,6 +132,17 @@ function main(): void {
   process.stderr.on('error', () => {});
   agent.start();
   if (env['CELLBOX_GATEWAY_WAITS'] !== '1') startGateway();
+}
+
+/** Of `CELLBOX_STATE`, the body of an `/init` that need not be asked for. */
+function stateAtStart(env: NodeJS.ProcessEnv, defaultUser: string): AgentState | undefined {
+  const text = env['CELLBOX_STATE'];
+  if (!text) return undefined;
+  try {
+    return applyInit(initialState(defaultUser), JSON.parse(text));
+  } catch (error) {
+    throw new Error(`CELLBOX_STATE: ${reason(error)}`, { cause: error });
+  }
 }
 
 function readMs(env: NodeJS.ProcessEnv, name: string): number | undefined {

@@ -1,6 +1,7 @@
-import fs from 'node:fs/promises';
+import { existsSync, readdirSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { readText } from './read-text';
 
 /**
  * Where figures of processors and memory come from: control groups of either version, a tree of processes, the host.
@@ -48,22 +49,28 @@ const CGROUP_FILES = [
   'memory.usage_in_bytes',
   'memory.stat',
 ] as const;
-export type CgroupTexts = Partial<Record<(typeof CGROUP_FILES)[number], string>>;
+export type CgroupTexts = Partial<Record<(typeof CGROUP_FILES)[number], string | undefined>>;
 
-/** Of each file the first one that one of the directories has. */
-export async function readCgroup(directories: readonly string[]): Promise<Usage> {
-  const texts: CgroupTexts = {};
-  await Promise.all(
-    CGROUP_FILES.map(async (name) => {
-      for (const directory of directories) {
-        const text = await readIfThere(path.join(directory, name));
-        if (text === undefined) continue;
-        texts[name] = text;
-        return;
-      }
-    }),
-  );
-  return parseCgroup(texts);
+/**
+ * Control groups that are read again and again. Where each file is, or that none is, is found out once: most of them are
+ * another version's.
+ */
+export class Cgroups {
+  /** Of each file the first one that one of the directories has. */
+  private readonly files: readonly { name: keyof CgroupTexts; file: string }[];
+
+  constructor(directories: readonly string[]) {
+    this.files = CGROUP_FILES.flatMap((name) => {
+      const file = directories
+        .map((directory) => path.join(directory, name))
+        .find((each) => existsSync(each));
+      return file === undefined ? [] : { name, file };
+    });
+  }
+
+  read(): Usage {
+    return parseCgroup(Object.fromEntries(this.files.map(({ name, file }) => [name, readIfThere(file)])));
+  }
 }
 
 /** Version 2 where its files are, else version 1; a limit that is none, as either spells it, is left out. */
@@ -104,15 +111,18 @@ function processors(texts: CgroupTexts): number | undefined {
   return Math.ceil(quota / period);
 }
 
-/** The whole machine: what a sandbox without groups of its own, or without a limit, has. */
-export async function readHost(): Promise<Required<Usage>> {
-  const cpus = os.cpus();
-  const busy = cpus.map(({ times }) => times.user + times.nice + times.sys + times.irq);
+/** The whole machine: what a sandbox without groups of its own, or without a limit, has. What is known is not asked for. */
+export function readHost({ cpuMs = hostCpuMs() }: Usage = {}): Required<Usage> {
   return {
-    cpuMs: busy.reduce((sum, each) => sum + each, 0),
+    cpuMs,
     cpuCount: os.availableParallelism(),
-    ...parseMeminfo((await readIfThere('/proc/meminfo')) ?? ''),
+    ...parseMeminfo(readIfThere('/proc/meminfo') ?? ''),
   };
+}
+
+function hostCpuMs(): number {
+  const busy = os.cpus().map(({ times }) => times.user + times.nice + times.sys + times.irq);
+  return busy.reduce((sum, each) => sum + each, 0);
 }
 
 /** Elsewhere than on Linux there is no such text, and Node knows less. */
@@ -181,10 +191,10 @@ export function sumTree(table: readonly ProcessUsage[], root: number): Usage {
  * The processes of this sandbox where it has no control group. Under a supervisor its parent is the root: it adopts
  * every process whose parent dies. Empty elsewhere than on Linux.
  */
-export async function readProcessTree(isSupervised: boolean): Promise<Usage> {
-  const names = (await fs.readdir('/proc').catch(() => [])).filter((name) => /^\d+$/.test(name)); // not Linux
-  const texts = await Promise.all(names.map((pid) => readIfThere(`/proc/${pid}/stat`)));
-  const table = texts.flatMap((text) => (text === undefined ? [] : (parseProcess(text) ?? [])));
+export function readProcessTree(isSupervised: boolean): Usage {
+  if (!existsSync('/proc')) return {};
+  const names = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+  const table = names.flatMap((pid) => parseProcess(readIfThere(`/proc/${pid}/stat`) ?? '') ?? []);
   const supervisor = table.find((each) => each.pid === process.ppid);
   return sumTree(table, (isSupervised ? supervisor?.parentPid : undefined) ?? process.pid);
 }
@@ -202,9 +212,12 @@ export function integer(text: string | undefined): number | undefined {
   return /^\d+$/.test(trimmed) ? Number(trimmed) : undefined;
 }
 
-async function readIfThere(file: string): Promise<string | undefined> {
-  // Another version's file, a controller that is off, a process that has ended: what is not there tells nothing.
-  return fs.readFile(file, 'latin1').catch(() => undefined);
+function readIfThere(file: string): string | undefined {
+  try {
+    return readText(file);
+  } catch {
+    return undefined; // a group or a process that has ended, not Linux: what is not there tells nothing
+  }
 }
 
 function withoutUndefined(usage: Usage): Usage {

@@ -87,8 +87,6 @@ export function containerOptions(input: ContainerInput): Dockerode.ContainerCrea
       [LABELS.labels]: JSON.stringify(spec.labels),
       [LABELS.createdAt]: String(input.createdAt),
     },
-    AttachStdout: true,
-    AttachStderr: true,
     StopTimeout: 2,
     HostConfig: {
       ...resourceLimits(spec.resources, input.limits),

@@ -30,7 +30,15 @@ import type { MachinePolicy } from './docker-policy';
 import { DomainProxy, proxyFound } from './docker-proxy';
 import { NEVER_PROXIED } from './docker-proxy-config';
 import { HostRules, namedRules } from './docker-rules';
-import { alreadyExists, initAgent, notFound, throwIfCancelled } from './instance-start';
+import {
+  alreadyExists,
+  initAgent,
+  isToldAtStart,
+  notFound,
+  startVariables,
+  throwIfCancelled,
+  wakeAgent,
+} from './instance-start';
 import { MAX_OUTPUT_LINES } from './runtime';
 import type {
   Check,
@@ -74,6 +82,7 @@ export interface DockerRuntimeOptions {
   docker?: Dockerode;
 }
 
+const MAX_LAST_WORDS = 4096;
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
 const DISK_USAGE_TIMEOUT_MS = 60_000;
@@ -450,7 +459,6 @@ class DockerRuntime implements Runtime {
     const tunnel = this.newTunnel(spec.id);
     let created: Promise<Dockerode.Container> | undefined;
     let isForeign = false;
-    const output = new LastWords();
     const mac = this.macFor(spec.id);
     let ruled: Promise<void> | undefined;
     try {
@@ -486,7 +494,6 @@ class DockerRuntime implements Runtime {
         throw isForeign ? alreadyExists(spec.id, error) : error;
       }
       throwIfCancelled(signal);
-      await output.attach(this.docker, container);
       await ruled;
       await callEngine('start sandbox', container.start());
       if (ruled !== undefined && this.macOn(await this.inspect(spec.id)) !== mac) {
@@ -499,22 +506,23 @@ class DockerRuntime implements Runtime {
         tunnel,
       );
       this.handles.set(spec.id, handle);
-      await this.connect(handle, spec, signal, output);
+      await this.connect(handle, spec, signal);
       return handle;
     } catch (error) {
       await this.clearFailedStart(spec.id, tunnel, created, isForeign);
       throw this.explainStart(error, signal);
-    } finally {
-      output.detach();
     }
   }
 
-  /** Waits for the agent, then tells it what it needs. Fails as soon as the container ends, the time is up or the caller gives up. */
+  /**
+   * Waits for the agent, then tells it what it can't know: one that boots has the environment of its first start. Fails as
+   * soon as the container ends, the time is up or the caller gives up.
+   */
   private async connect(
     handle: DockerInstance,
     spec: InstanceSpec,
     signal: AbortSignal,
-    output: LastWords,
+    { isBoot = false } = {},
   ): Promise<void> {
     const timeoutMs = this.options.startTimeoutMs ?? DEFAULT_START_TIMEOUT_MS;
     const over = new AbortController();
@@ -524,19 +532,21 @@ class DockerRuntime implements Runtime {
     try {
       const any = AbortSignal.any([signal, over.signal]);
       await handle.tunnel.firstConnection(any);
-      await initAgent(handle, spec, any);
-      await handle.setDeadline(spec.deadlineAt);
+      if (isBoot || !isToldAtStart(spec)) await initAgent(handle, spec, any);
+      else wakeAgent(handle);
+      if (isBoot) await handle.setDeadline(spec.deadlineAt);
     } catch (error) {
       throwIfCancelled(signal);
-      this.options.logger.warn({ sandboxId: spec.id, output: output.text() }, 'a sandbox did not start');
+      const output = await this.lastWords(spec.id);
+      this.options.logger.warn({ sandboxId: spec.id, output }, 'a sandbox did not start');
       if (over.signal.reason === 'ended') {
         throw new ServiceError('unavailable', 'The sandbox ended while starting', {
-          cause: new Error(output.text(), { cause: error }),
+          cause: new Error(output, { cause: error }),
         });
       }
       if (over.signal.reason === 'timeout') {
         throw new ServiceError('deadline_exceeded', `The sandbox did not start within ${timeoutMs} ms`, {
-          cause: new Error(output.text(), { cause: error }),
+          cause: new Error(output, { cause: error }),
         });
       }
       throw error;
@@ -613,13 +623,13 @@ class DockerRuntime implements Runtime {
     return file;
   }
 
-  /** For the supervisor only; it keeps our names from the user's programs. `spec.env` goes through `/init`. */
+  /** For the supervisor only; it keeps our names from the user's programs. */
   private environment(spec: InstanceSpec): Record<string, string> {
     return {
       CELLBOX_TUNNEL: `unix:${TUNNEL_DIR_INSIDE}/${SOCKET_NAME}`,
       CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
       CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
-      ...(spec.gatewayWaits === true ? { CELLBOX_GATEWAY_WAITS: '1' } : {}),
+      ...startVariables(spec),
       CELLBOX_LISTEN_LOOPBACK: '1',
       ...(this.options.deadmanGraceMs === undefined
         ? {}
@@ -735,11 +745,9 @@ class DockerRuntime implements Runtime {
       throw notFound(id);
     }
     await this.haltNow(id);
-    const output = new LastWords();
     try {
       const mac = await this.openWayOut(spec, before);
       const container = this.docker.getContainer(before.Id);
-      await output.attach(this.docker, container);
       throwIfCancelled(signal);
       await callEngine('start sandbox', container.start());
       handle.life = 'booting'; // from here on its end is told by `confirmEnd`
@@ -747,13 +755,13 @@ class DockerRuntime implements Runtime {
       const found = await this.inspect(id);
       if (found?.State.Running !== true) {
         throw new ServiceError('unavailable', 'The sandbox ended while starting', {
-          cause: new Error(output.text()),
+          cause: new Error(await this.lastWords(id)),
         });
       }
       if (mac !== undefined && this.macOn(found) !== mac) throw wrongAddress();
       if (spec.network !== 'none' && this.macOn(found) === undefined)
         await this.joinNetwork(id, found, spec.network);
-      await this.connect(handle, spec, signal, output);
+      await this.connect(handle, spec, signal, { isBoot: true });
       handle.life = 'running';
       handle.hasBooted = true;
     } catch (error) {
@@ -761,8 +769,6 @@ class DockerRuntime implements Runtime {
         this.options.logger.error({ sandboxId: id, error: cause }, 'a failed start could not be halted'),
       );
       throw this.explainStart(error, signal);
-    } finally {
-      output.detach();
     }
   }
 
@@ -943,6 +949,13 @@ class DockerRuntime implements Runtime {
       container.logs({ follow: false, stdout: true, stderr: true, timestamps: true, tail: MAX_OUTPUT_LINES }),
     );
     return toOutput(log);
+  }
+
+  /** What a machine that did not start said; its log goes away with it. */
+  private async lastWords(id: string): Promise<string> {
+    const lines = await this.output(id).catch(() => []); // no container: it said nothing
+    const text = lines.map((line) => line.text).join('\n');
+    return text.slice(-MAX_LAST_WORDS).trim() || 'it said nothing';
   }
 
   // ---- check -------------------------------------------------------------------------------------------------------
@@ -1268,39 +1281,6 @@ class DockerInstance implements Instance {
   async release(): Promise<void> {
     this.isGone = true;
     await this.tunnel.close();
-  }
-}
-
-/** The last lines that a starting container writes: its log goes away with it. */
-class LastWords {
-  private frames = Buffer.alloc(0);
-  private stream: (NodeJS.ReadWriteStream & { destroy?: () => void }) | undefined;
-
-  /** Before the start, so that nothing is missed. */
-  async attach(docker: Dockerode, container: Dockerode.Container): Promise<void> {
-    this.stream = await callEngine(
-      'attach to sandbox',
-      container.attach({ stream: true, stdout: true, stderr: true }),
-    );
-    const keep = {
-      write: (chunk: Buffer) => {
-        this.frames = Buffer.concat([this.frames, chunk]).subarray(-4096);
-      },
-    };
-    docker.modem.demuxStream(
-      this.stream,
-      keep as unknown as NodeJS.WritableStream, // only write is called
-      keep as unknown as NodeJS.WritableStream,
-    );
-    this.stream.on('error', () => undefined); // output for a diagnosis; the start does not depend on it
-  }
-
-  text(): string {
-    return this.frames.toString('utf8').trim() || 'it said nothing';
-  }
-
-  detach(): void {
-    this.stream?.destroy?.();
   }
 }
 

@@ -238,9 +238,11 @@ export async function writeEtc(directory: string, uid: number, network: 'full' |
     'resolv.conf': resolv,
   };
   await fs.mkdir(directory, { recursive: true });
-  for (const [name, text] of Object.entries(files)) {
-    await fs.writeFile(path.join(directory, name), text, { mode: 0o644 });
-  }
+  await Promise.all(
+    Object.entries(files).map(([name, text]) =>
+      fs.writeFile(path.join(directory, name), text, { mode: 0o644 }),
+    ),
+  );
 }
 
 /** The result of trying bubblewrap on this host: how to use it, or one sentence why not and what would help. */

@@ -11,8 +11,8 @@ import { identify, isAlive } from './local-process';
 import type { ProcessIdentity } from './local-process';
 
 /**
- * The Python environments of the local runtime: one complete environment per data directory that sandboxes share
- * read-only, and above it a thin one for each sandbox, which is where its own `pip install` goes.
+ * The Python environment of the local runtime: one per data directory, complete, that sandboxes share read-only. Above it
+ * each has a thin one of its own (`EnvironmentTemplate`).
  */
 
 /** Raised when the way an environment is made changes, so that old ones are not taken for complete. */
@@ -74,7 +74,7 @@ print(json.dumps({
   "sitePackages": sysconfig.get_path("purelib"),
 }))`;
 
-/** Reads what `writeInstanceEnvironment` needs; `python` is what `preparePython` gave. */
+/** Reads what an environment above it needs; `python` is what `preparePython` gave. */
 export async function readPythonFacts(python: string): Promise<PythonFacts> {
   try {
     return await ask<PythonFacts>(python, FACTS);
@@ -365,63 +365,4 @@ async function isHeld(file: string): Promise<boolean> {
   } catch {
     return false; // released meanwhile, or not ours: either way to be taken
   }
-}
-
-/**
- * Writes a sandbox's own environment into `directory`, which the sandbox sees as `seenAs`: an interpreter whose own
- * packages come first and the shared ones after them. So `pip install` works without touching what others use.
- */
-export async function writeInstanceEnvironment(options: {
-  directory: string;
-  seenAs: string;
-  facts: PythonFacts;
-}): Promise<void> {
-  const { directory, seenAs, facts } = options;
-  const bin = path.join(directory, 'bin');
-  const site = path.join(directory, 'lib', `python${facts.version}`, 'site-packages');
-  await Promise.all([bin, site].map((each) => fs.mkdir(each, { recursive: true })));
-  const pip = `#!/bin/sh\nexec ${shellQuote(path.join(seenAs, 'bin', 'python'))} -m pip "$@"\n`;
-  await Promise.all([
-    fs.symlink(facts.baseExecutable, path.join(bin, 'python')),
-    fs.symlink('python', path.join(bin, 'python3')),
-    fs.symlink('python', path.join(bin, `python${facts.version}`)),
-    fs.writeFile(path.join(bin, 'pip'), pip, { mode: 0o755 }),
-    fs.writeFile(path.join(bin, 'pip3'), pip, { mode: 0o755 }),
-    fs.writeFile(
-      path.join(directory, 'pyvenv.cfg'),
-      `home = ${path.dirname(facts.baseExecutable)}\ninclude-system-site-packages = false\nversion = ${facts.version}\n`,
-    ),
-    // Run by site.py at every start; a file of paths alone would not read the shared environment's own .pth files.
-    fs.writeFile(
-      path.join(site, 'shared.pth'),
-      `import site; site.addsitedir(${JSON.stringify(facts.sitePackages)})\n`,
-    ),
-    copyKernelspecs(facts, directory, path.join(seenAs, 'bin', 'python')),
-  ]);
-}
-
-/** The shared kernelspecs, with the sandbox's interpreter wherever they name the shared one. */
-async function copyKernelspecs(facts: PythonFacts, directory: string, python: string): Promise<void> {
-  const from = path.join(facts.prefix, 'share', 'jupyter', 'kernels');
-  const to = path.join(directory, 'share', 'jupyter', 'kernels');
-  const shared = new Set(
-    ['python', 'python3', `python${facts.version}`].map((name) => path.join(facts.prefix, 'bin', name)),
-  );
-  await fs.mkdir(to, { recursive: true });
-  const names = await fs.readdir(from).catch(() => []); // none: the gateway then offers its own python3
-  await Promise.all(
-    names.map(async (name) => {
-      const spec = JSON.parse(await fs.readFile(path.join(from, name, 'kernel.json'), 'utf8')) as {
-        argv: string[];
-      }; // Jupyter's format
-      spec.argv = spec.argv.map((word) => (shared.has(word) ? python : word));
-      // With what lies beside: the Java kernel's settings and classes.
-      await fs.cp(path.join(from, name), path.join(to, name), { recursive: true });
-      await fs.writeFile(path.join(to, name, 'kernel.json'), JSON.stringify(spec));
-    }),
-  );
-}
-
-function shellQuote(word: string): string {
-  return `'${word.replaceAll("'", `'\\''`)}'`;
 }

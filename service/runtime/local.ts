@@ -24,15 +24,19 @@ import type { CgroupHost } from './local-cgroup';
 import {
   alreadyExists,
   initAgent,
+  isToldAtStart,
   largestFileBytes,
   noSuchIsolation,
   notFound,
+  startVariables,
   throwIfCancelled,
+  wakeAgent,
 } from './instance-start';
+import { EnvironmentTemplate } from './local-environment';
 import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
-import { readPythonFacts, writeInstanceEnvironment } from './local-python';
+import { readPythonFacts } from './local-python';
 import type { PythonFacts } from './local-python';
 import type {
   Check,
@@ -144,6 +148,7 @@ export async function createLocalRuntime(options: LocalRuntimeOptions): Promise<
   return new LocalRuntime(
     options,
     facts,
+    await EnvironmentTemplate.read(facts),
     bubblewrap.usable ? bubblewrap.layout : undefined,
     cgroups,
     caveats,
@@ -247,6 +252,7 @@ class LocalRuntime implements Runtime {
   constructor(
     private readonly options: LocalRuntimeOptions,
     private readonly facts: PythonFacts,
+    private readonly environmentTemplate: EnvironmentTemplate,
     private readonly layout: HostLayout | undefined,
     private readonly cgroups: CgroupHost | undefined,
     readonly caveats: readonly string[],
@@ -364,22 +370,21 @@ class LocalRuntime implements Runtime {
       state.uid = chooseUid(spec.id, new Set([...(await accountUids()), ...(await this.usedUids())]));
       this.uids.add(state.uid);
     }
-    await Promise.all([
-      fs.mkdir(own('workspace'), { mode: 0o755 }),
+    const done = await Promise.allSettled([
+      makeOwned(own('workspace'), state.uid),
       fs.mkdir(own('tmp')).then(() => fs.chmod(own('tmp'), 0o1777)),
       this.makeSocketDirectory(state),
-      writeInstanceEnvironment({
-        directory: own('venv'),
-        seenAs: this.layout === undefined ? own('venv') : INSIDE.environment,
-        facts: this.facts,
-      }),
+      this.environmentTemplate.write(
+        own('venv'),
+        this.layout === undefined ? own('venv') : INSIDE.environment,
+        state.uid,
+      ),
       this.layout === undefined ? undefined : writeEtc(own('etc'), state.uid ?? 1000, spec.network),
+      this.prepareGroup(spec, state),
     ]);
-    if (state.uid !== undefined) {
-      await fs.chown(own('workspace'), state.uid, state.uid);
-      await chownAll(own('venv'), state.uid);
-    }
-    await this.prepareGroup(spec, state);
+    // None may be at it still when a start that failed is removed.
+    const failed = done.find((each) => each.status === 'rejected');
+    if (failed !== undefined) throw failed.reason;
   }
 
   private async prepareGroup(spec: InstanceSpec, state: InstanceState): Promise<void> {
@@ -485,13 +490,12 @@ class LocalRuntime implements Runtime {
       CELLBOX_TUNNEL: `unix:${socket}`,
       CELLBOX_TUNNEL_TOKEN: this.options.deriveSecret('tunnel', spec.id),
       CELLBOX_GATEWAY_TOKEN: this.options.deriveSecret('gateway', spec.id),
-      ...(spec.gatewayWaits === true ? { CELLBOX_GATEWAY_WAITS: '1' } : {}),
       CELLBOX_GATEWAY_PORT: '0',
       CELLBOX_PYTHON: path.join(venv, 'bin', 'python'),
       CELLBOX_HOME: isolated ? INSIDE.home : own('workspace'),
       CELLBOX_USER: 'user',
       CELLBOX_SINGLE_USER: '1',
-      CELLBOX_DEADLINE_AT: String(spec.deadlineAt),
+      ...startVariables(spec),
       CELLBOX_CGROUPS: (this.cgroup(spec.id)?.places ?? []).join('\n'),
       // On the host's loopback these ports can belong to one sandbox only, so they belong to none.
       CELLBOX_LISTEN_LOOPBACK: isolated && spec.network === 'none' ? '1' : '0',
@@ -501,7 +505,7 @@ class LocalRuntime implements Runtime {
     };
   }
 
-  /** Waits for the agent, then tells it what it needs. Fails as soon as the process ends, the time is up or the caller gives up. */
+  /** Waits for the agent, then tells it what its start could not. Fails as soon as the process ends, the time is up or the caller gives up. */
   private async connect(
     handle: LocalInstance,
     spec: InstanceSpec,
@@ -518,8 +522,8 @@ class LocalRuntime implements Runtime {
     try {
       const any = AbortSignal.any([signal, over.signal]);
       await handle.tunnel.firstConnection(any);
-      await initAgent(handle, spec, any);
-      await handle.setDeadline(spec.deadlineAt);
+      if (isToldAtStart(spec)) wakeAgent(handle);
+      else await initAgent(handle, spec, any);
     } catch (error) {
       if (over.signal.reason === 'exited') {
         throw new ServiceError(
@@ -1019,11 +1023,9 @@ async function directoryBytes(directories: readonly string[]): Promise<number> {
 }
 
 /** Only over what the service itself has just made: nothing hostile has written there yet. */
-async function chownAll(directory: string, uid: number): Promise<void> {
-  for (const entry of await fs.readdir(directory, { recursive: true, withFileTypes: true })) {
-    await fs.lchown(path.join(entry.parentPath, entry.name), uid, uid);
-  }
-  await fs.lchown(directory, uid, uid);
+async function makeOwned(directory: string, uid: number | undefined): Promise<void> {
+  await fs.mkdir(directory, { mode: 0o755 });
+  if (uid !== undefined) await fs.chown(directory, uid, uid);
 }
 
 /** Removes a tree in which programs may have taken their own permissions away. */

@@ -14,6 +14,7 @@ import {
 import type { Hello, TunnelReply, TunnelRequest } from '../../protocol/tunnel';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
+import { traced } from '../observability/scope';
 import type { DialOptions, InboundHandler } from './runtime';
 
 /** Longest path that fits a socket address on Linux, without its terminating NUL. */
@@ -103,7 +104,9 @@ export class TunnelServer {
   async firstConnection(signal: AbortSignal): Promise<void> {
     if (this.closing !== undefined) throw gone();
     if (this.idle.length > 0) return;
-    await this.wait(this.firsts, signal);
+    await traced('agent.connect', { 'cellbox.sandbox.id': this.options.instanceId }, () =>
+      this.wait(this.firsts, signal),
+    );
   }
 
   /** See `Instance.dial`. Rejects with the signal's reason when the signal gives up first. */

@@ -195,6 +195,25 @@ describe('the supervisor', () => {
     process.kill(grandchild, 'SIGKILL');
   });
 
+  it('gives the agent what it was told at its start, and one that was restarted too', async () => {
+    const told = { envVars: { TOLD: 'yes' }, accessToken: 'sesame', defaultUser: 'user' };
+    await machine.start('supervisor', { ...gatewayEnv, CELLBOX_STATE: JSON.stringify(told) });
+    const knows = async () => {
+      expect((await machine.request('GET', '/envs')).status).toBe(401);
+      const { status, body } = await machine.request('GET', '/envs', {
+        headers: { 'x-access-token': 'sesame' },
+      });
+      expect([status, JSON.parse(body.toString())]).toEqual([200, expect.objectContaining({ TOLD: 'yes' })]);
+    };
+    await knows();
+    const agent = await agentPid();
+    process.kill(agent, 'SIGKILL');
+    await gone(agent);
+    await eventually(knows);
+    // Told at the start or by a request, it is the same token that a later request must repeat.
+    expect((await machine.request('POST', '/init', { body: '{"accessToken":"other"}' })).status).toBe(401);
+  });
+
   it('ends by itself once the deadline has passed and no service is there, not before', async () => {
     const child = await machine.start('supervisor', { ...gatewayEnv, CELLBOX_DEADMAN_GRACE_MS: '200' });
     const ended = exit(child);
@@ -236,6 +255,8 @@ describe('the supervisor', () => {
     [{ CELLBOX_GATEWAY_TOKEN: '' }, /CELLBOX_GATEWAY_TOKEN is missing/],
     [{ CELLBOX_GATEWAY_PORT: '99999' }, /CELLBOX_GATEWAY_PORT/],
     [{ CELLBOX_DEADLINE_AT: 'tomorrow' }, /CELLBOX_DEADLINE_AT/],
+    [{ CELLBOX_STATE: '{"envVars":{"":"x"}}' }, /CELLBOX_STATE: envVars: "" is not a usable name/],
+    [{ CELLBOX_STATE: '{' }, /CELLBOX_STATE: /],
   ])('says what is wrong with its settings: %j', async (env, message) => {
     const child = machine.spawn('supervisor', { ...gatewayEnv, ...env });
     const [code] = (await once(child, 'close')) as [number];

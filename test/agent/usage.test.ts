@@ -2,10 +2,10 @@ import fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import {
+  Cgroups,
   parseCgroup,
   parseMeminfo,
   parseProcess,
-  readCgroup,
   readHost,
   sumTree,
 } from '../../kernel-image/agent/usage';
@@ -91,7 +91,7 @@ describe('parseCgroup', () => {
   });
 });
 
-describe('readCgroup', () => {
+describe('Cgroups', () => {
   it('takes each file from the first directory that has it, and leaves out what nobody has', async () => {
     const directory = await fs.mkdtemp(path.join(os.tmpdir(), 'usage-'));
     try {
@@ -100,8 +100,8 @@ describe('readCgroup', () => {
       await fs.mkdir(cpu);
       await fs.writeFile(path.join(memory, 'memory.usage_in_bytes'), '100\n');
       await fs.writeFile(path.join(cpu, 'cpuacct.usage'), '1000000\n');
-      expect(await readCgroup([directory, memory, cpu])).toEqual({ memoryUsed: 100, cpuMs: 1 });
-      expect(await readCgroup([])).toEqual({});
+      expect(new Cgroups([directory, memory, cpu]).read()).toEqual({ memoryUsed: 100, cpuMs: 1 });
+      expect(new Cgroups([]).read()).toEqual({});
     } finally {
       await fs.rm(directory, { recursive: true });
     }
@@ -122,8 +122,8 @@ describe('the host', () => {
     expect(memoryCache).toBe(0);
   });
 
-  it('can be read here', async () => {
-    const host = await readHost();
+  it('can be read here', () => {
+    const host = readHost();
     for (const value of Object.values(host)) expect(value).toBeGreaterThan(0);
   });
 });

@@ -99,7 +99,7 @@ describe('a service that is watched', () => {
     const mine = receiver.spans.filter(({ traceId }) => traceId === request?.traceId);
     const lineages = mine.map((span) => receiver.lineage(span).join(' < '));
     const root = 'POST control_plane';
-    expect(lineages).toContain(`agent.init < runtime.start < sandbox.create < ${root}`);
+    expect(lineages).toContain(`agent.connect < runtime.start < sandbox.create < ${root}`);
     expect(lineages).toContain(`gateway.start_kernel < kernel.start < sandbox.create < ${root}`);
     const execution = receiver.spans.find(
       ({ name, attributes }) => name === 'execution' && attributes['cellbox.sandbox.id'] === sandboxId,

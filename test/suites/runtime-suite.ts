@@ -201,6 +201,16 @@ export function runRuntimeSuite(
       expect(JSON.parse(answer.body)).toMatchObject({ OPEN: 'yes' });
     });
 
+    when(['tokens'], 'takes more variables than a process could be started with', async () => {
+      const env = Object.fromEntries(Array.from({ length: 40 }, (_, i) => [`V${i}`, 'é'.repeat(32 * 1024)]));
+      const instance = await runtime.start(instanceSpec({ env, accessToken: 'sesame' }));
+      expect((await request(instance, AGENT_PORT, '/envs')).status).toBe(401);
+      const answer = await request(instance, AGENT_PORT, '/envs', {
+        headers: { 'x-access-token': 'sesame' },
+      });
+      expect(JSON.parse(answer.body)).toMatchObject(env);
+    });
+
     when([], 'tells a closed port as not_found', async () => {
       const instance = await runtime.start(instanceSpec());
       await expect(instance.dial(4)).rejects.toMatchObject({ code: 'not_found' });

@@ -134,7 +134,7 @@ export class RunningProcess {
     this.cancelDeadline?.();
     started.closeOutput();
     started.closeInput();
-    const end = toEnd(exit, await figures);
+    const end = toEnd(exit, figures);
     this.broadcast.end({ type: 'end', end });
     return end;
   }

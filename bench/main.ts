@@ -4,6 +4,7 @@ import type { Config } from '../service/config';
 import { prepareImage } from '../service/prepare';
 import { preparePython } from '../service/runtime/local-python';
 import { measureBurst } from './burst';
+import { startBareChain } from './bare-chain';
 import { startCellbox } from './cellbox';
 import type { Cellbox } from './cellbox';
 import { measureComputer } from './computer';
@@ -114,7 +115,10 @@ async function measureAll(options: Options, means: Means): Promise<Section[]> {
   }
   if (chosen.length > 0 || isChosen('outputs'))
     await subjects.start('raw ZeroMQ', () => startRawZeroMq(ROOT, python));
-  if (chosen.length > 0) await subjects.start('the SDK alone', startSdkAlone);
+  if (chosen.length > 0) {
+    await subjects.start('the bare chain', () => startBareChain(ROOT, python));
+    await subjects.start('the SDK alone', startSdkAlone);
+  }
   if (options.rival !== undefined) {
     const { rival } = options;
     await subjects.start('the rival', () => connectRival(rival));

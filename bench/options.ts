@@ -9,8 +9,8 @@ export const HELP = `Usage: npm run bench -- [--quick] [--runtime local|docker] 
 
   --quick      few rounds, for CI: proves that everything works, the numbers are coarse
   --runtime    where Cellbox runs its sandboxes (default local)
-  --python     interpreter for the stock gateway and for raw ZeroMQ; default: the local runtime's own environment,
-               which is made where \`npm start\` makes it
+  --python     interpreter for the stock gateway, raw ZeroMQ and the bare chain; default: the local runtime's own
+               environment, which is made where \`npm start\` makes it
   --only       may be given several times: a scenario by name (1+1, print, DataFrame, chart, "100,000 lines",
                "new context"), or one of
                  create    new sandboxes, from the pool and cold, and a first chart

@@ -5,9 +5,14 @@ import { endChild, tailOf } from './child';
 import { within } from './subject';
 import type { Sample, Subject } from './subject';
 
+/** The command of the kernel that sandboxes run. */
+export function plainKernel(python: string): string[] {
+  return [python, '-m', 'cellbox_kernel.kernel', '-f', '{connection_file}'];
+}
+
 /** The floor: the same kernel as in a sandbox, with nothing between it and a Python client on bare ZeroMQ sockets. */
 export async function startRawZeroMq(root: string, python: string): Promise<Subject> {
-  const kernel = [python, '-m', 'cellbox_kernel.kernel', '-f', '{connection_file}'];
+  const kernel = plainKernel(python);
   const child = spawn(python, [path.join(root, 'bench', 'raw_zeromq.py'), JSON.stringify(kernel)], {
     stdio: ['pipe', 'pipe', 'pipe'],
     env: { ...process.env, PYTHONDONTWRITEBYTECODE: '1' },

@@ -12,7 +12,7 @@ export interface ReportSettings {
   root: string;
   quick: boolean;
   runtime: 'local' | 'docker';
-  /** Of the stock gateways and of raw ZeroMQ. */
+  /** Of the stock gateways, raw ZeroMQ and the bare chain. */
   python: string;
 }
 
@@ -36,7 +36,7 @@ export async function report(
     ...subjects.map((subject) => `- ${subject.name}: ${subject.description}`),
     ...(settings.runtime === 'docker'
       ? [
-          '- Cellbox ran in containers with the image’s Python; gateways and raw ZeroMQ on the host with its own.',
+          '- Cellbox ran in containers with the image’s Python; gateways, raw ZeroMQ and the bare chain on the host with its own.',
         ]
       : []),
     `- ${machine.cpus} × ${machine.cpu}, ${machine.memoryMB} MiB, ${machine.system}, Node ${machine.node}, ${machine.python}, load ${machine.load.join(' ')}`,

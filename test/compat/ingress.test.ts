@@ -36,7 +36,7 @@ describeWithJsSdks('the way in', ({ sdk, generation, service }) => {
   /** What the program was told, asked at the address that the SDK gives for it. */
   const told = async (sandbox: Sandbox, port: number): Promise<unknown> => {
     const headers = { host: sandbox.getHost(port) };
-    const [answer] = (await once(http.get(service().url, { headers, agent: false }), 'response')) as [
+    const [answer] = (await once(http.get(service.url, { headers, agent: false }), 'response')) as [
       IncomingMessage,
     ];
     let text = '';

@@ -202,7 +202,7 @@ describeWithJsSdks('the code interpreter', ({ sdk, generation, service }) => {
     expect((await box.runCode('x = 1; x')).text).toBe('1');
     const context = await box.createCodeContext();
     expect((await box.listCodeContexts()).at(-1)!.id).toBe(context.id);
-    const refused = await fetch(`${service().url}/contexts`, {
+    const refused = await fetch(`${service.url}/contexts`, {
       headers: { 'E2b-Sandbox-Id': box.sandboxId, 'E2b-Sandbox-Port': '49999' },
     });
     expect(refused.status).toBe(403);

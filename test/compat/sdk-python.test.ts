@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
-import { cleanEnv, prepared, runtimesUnderTest, startService } from '../started-service';
+import { describeOnRuntimes } from '../describe-on-runtimes';
+import { cleanEnv, prepared } from '../started-service';
 import type { StartedService } from '../started-service';
 
 const SUITES = path.join(__dirname, 'python');
@@ -25,47 +26,34 @@ function runPytest(
   return { ok: done.status === 0, report: `${done.stdout}${done.stderr}` };
 }
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  const describeRuntime = skip === undefined ? describe : describe.skip;
-  describeRuntime(`Python SDK on ${runtime}${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
-    let service: StartedService;
-
-    beforeAll(async () => {
-      service = await startService({ runtime });
-    }, 180_000);
-
-    afterAll(async () => {
-      await service?.stop();
-    }, 60_000);
-
-    it.each([
-      ['newest', 'b', 'test_sync.py'],
-      ['newest', 'b', 'test_async.py'],
-      ['newest', 'b', 'test_commands_sync.py'],
-      ['newest', 'b', 'test_commands_async.py'],
-      ['newest', 'b', 'test_files_sync.py'],
-      ['newest', 'b', 'test_files_async.py'],
-      ['newest', 'b', 'test_metrics.py'],
-      ['newest', 'b', 'test_pause.py'],
-      ['newest', 'b', 'test_network.py'],
-      ['newest', 'b', 'test_ingress.py'],
-      ['2.45 era', 'a', 'test_sync.py'],
-      ['2.45 era', 'a', 'test_metrics.py'],
-      ['2.45 era', 'a', 'test_pause.py'],
-      ['2.45 era', 'a', 'test_network.py'],
-      ['2.45 era', 'a', 'test_ingress.py'],
-      ['2.45 era', 'a', 'test_async.py'],
-      ['2.45 era', 'a', 'test_commands_sync.py'],
-      ['2.45 era', 'a', 'test_commands_async.py'],
-      ['2.45 era', 'a', 'test_files_sync.py'],
-      ['2.45 era', 'a', 'test_files_async.py'],
-    ] as const)(
-      'passes with the %s SDK (%s): %s',
-      (_name, generation, file) => {
-        const { ok, report } = runPytest(runtime, generation, file, service);
-        if (!ok) throw new Error(report);
-      },
-      260_000,
-    );
-  });
-}
+describeOnRuntimes('Python SDK on $runtime', {}, ({ runtime, service }) => {
+  it.each([
+    ['newest', 'b', 'test_sync.py'],
+    ['newest', 'b', 'test_async.py'],
+    ['newest', 'b', 'test_commands_sync.py'],
+    ['newest', 'b', 'test_commands_async.py'],
+    ['newest', 'b', 'test_files_sync.py'],
+    ['newest', 'b', 'test_files_async.py'],
+    ['newest', 'b', 'test_metrics.py'],
+    ['newest', 'b', 'test_pause.py'],
+    ['newest', 'b', 'test_network.py'],
+    ['newest', 'b', 'test_ingress.py'],
+    ['2.45 era', 'a', 'test_sync.py'],
+    ['2.45 era', 'a', 'test_metrics.py'],
+    ['2.45 era', 'a', 'test_pause.py'],
+    ['2.45 era', 'a', 'test_network.py'],
+    ['2.45 era', 'a', 'test_ingress.py'],
+    ['2.45 era', 'a', 'test_async.py'],
+    ['2.45 era', 'a', 'test_commands_sync.py'],
+    ['2.45 era', 'a', 'test_commands_async.py'],
+    ['2.45 era', 'a', 'test_files_sync.py'],
+    ['2.45 era', 'a', 'test_files_async.py'],
+  ] as const)(
+    'passes with the %s SDK (%s): %s',
+    (_name, generation, file) => {
+      const { ok, report } = runPytest(runtime, generation, file, service);
+      if (!ok) throw new Error(report);
+    },
+    260_000,
+  );
+});

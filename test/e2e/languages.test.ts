@@ -1,6 +1,6 @@
-import { prepared, runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
+import { prepared } from '../started-service';
+import type { Client } from './client';
 
 /** One line of each kind per language, as its users would write it. */
 interface Cases {
@@ -72,130 +72,105 @@ const LANGUAGES: Record<string, Cases> = {
   },
 };
 
-function suite(title: string, languages: string[], start: () => Promise<StartedService>, home: string): void {
-  describe(title, () => {
-    let service: StartedService;
-    let client: Client;
-    let sandboxId: string;
+function declare(client: Client, languages: string[]): void {
+  let sandboxId: string;
 
-    beforeAll(async () => {
-      service = await start();
-      client = new Client(service);
-      sandboxId = await client.create({ envVars: { TEST_ENV_VAR: 'supertest' } });
-    }, 300_000);
+  beforeAll(async () => {
+    sandboxId = await client.create({ envVars: { TEST_ENV_VAR: 'supertest' } });
+  }, 300_000);
 
-    afterAll(() => service?.stop(), 60_000);
+  it.each(languages)(
+    '%s has output, result, error, state, cwd and environment',
+    async (language) => {
+      const cases = LANGUAGES[language]!;
+      const inDefault = { language };
+      expect(await client.stdout(sandboxId, cases.stdout[0], inDefault)).toBe(cases.stdout[1]);
+      if (cases.stderr) {
+        const lines = await client.run(sandboxId, cases.stderr[0], inDefault);
+        expect(
+          lines
+            .filter((line) => line.type === 'stderr')
+            .map((line) => line.text)
+            .join(''),
+        ).toBe(cases.stderr[1]);
+      }
+      if (cases.result)
+        expect((await client.text(sandboxId, cases.result[0], inDefault))?.trim()).toBe(cases.result[1]);
+      const failed = await client.run(sandboxId, cases.fails[0], inDefault);
+      const error = failed.find((line) => line.type === 'error');
+      expect(error?.name).toMatch(cases.fails[1]);
+      expect(error?.value).toMatch(cases.fails[2]);
+      expect(failed.filter((line) => line.type === 'error')).toHaveLength(1);
+      expect(failed.at(-1)).toEqual({ type: 'end_of_execution' });
+      await client.stdout(sandboxId, cases.set, inDefault);
+      expect((await client.stdout(sandboxId, cases.get[0], inDefault)).trim()).toBe(cases.get[1]);
+      expect((await client.stdout(sandboxId, cases.cwd, inDefault)).trim()).toBe('/home/user');
+      expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), inDefault)).trim()).toBe('supertest');
+      const once = { ...inDefault, env_vars: { FOO: `b'a"r`, TEST_ENV_VAR: 'other' } };
+      expect((await client.stdout(sandboxId, cases.env('FOO'), once)).trim()).toBe(`b'a"r`);
+      expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), once)).trim()).toBe('other');
+      expect((await client.stdout(sandboxId, cases.env('FOO'), inDefault)).trim()).toBe('default');
+      expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), inDefault)).trim()).toBe('supertest');
 
-    it.each(languages)(
-      '%s has output, result, error, state, cwd and environment',
-      async (language) => {
-        const cases = LANGUAGES[language]!;
-        const inDefault = { language };
-        expect(await client.stdout(sandboxId, cases.stdout[0], inDefault)).toBe(cases.stdout[1]);
-        if (cases.stderr) {
-          const lines = await client.run(sandboxId, cases.stderr[0], inDefault);
-          expect(
-            lines
-              .filter((line) => line.type === 'stderr')
-              .map((line) => line.text)
-              .join(''),
-          ).toBe(cases.stderr[1]);
-        }
-        if (cases.result)
-          expect((await client.text(sandboxId, cases.result[0], inDefault))?.trim()).toBe(cases.result[1]);
-        const failed = await client.run(sandboxId, cases.fails[0], inDefault);
-        const error = failed.find((line) => line.type === 'error');
-        expect(error?.name).toMatch(cases.fails[1]);
-        expect(error?.value).toMatch(cases.fails[2]);
-        expect(failed.filter((line) => line.type === 'error')).toHaveLength(1);
-        expect(failed.at(-1)).toEqual({ type: 'end_of_execution' });
-        await client.stdout(sandboxId, cases.set, inDefault);
-        expect((await client.stdout(sandboxId, cases.get[0], inDefault)).trim()).toBe(cases.get[1]);
-        expect((await client.stdout(sandboxId, cases.cwd, inDefault)).trim()).toBe(home);
-        expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), inDefault)).trim()).toBe(
-          'supertest',
-        );
-        const once = { ...inDefault, env_vars: { FOO: `b'a"r`, TEST_ENV_VAR: 'other' } };
-        expect((await client.stdout(sandboxId, cases.env('FOO'), once)).trim()).toBe(`b'a"r`);
-        expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), once)).trim()).toBe('other');
-        expect((await client.stdout(sandboxId, cases.env('FOO'), inDefault)).trim()).toBe('default');
-        expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), inDefault)).trim()).toBe(
-          'supertest',
-        );
+      const created = await client.port(sandboxId, 49999, '/contexts', {
+        method: 'POST',
+        body: JSON.stringify({ language, cwd: '/tmp' }),
+      });
+      expect(created.status).toBe(200);
+      const context = (await created.json()) as { id: string; language: string; cwd: string };
+      expect(context).toEqual({ id: expect.any(String) as string, language, cwd: '/tmp' });
+      const own = { context_id: context.id };
+      expect((await client.stdout(sandboxId, cases.cwd, own)).trim()).toBe('/tmp');
+      const restarted = await client.port(sandboxId, 49999, `/contexts/${context.id}/restart`, {
+        method: 'POST',
+      });
+      expect(restarted.status).toBe(200);
+      expect((await client.stdout(sandboxId, cases.cwd, own)).trim()).toBe('/tmp');
+      expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), own)).trim()).toBe('supertest');
+      const removed = await client.port(sandboxId, 49999, `/contexts/${context.id}`, { method: 'DELETE' });
+      expect(removed.status).toBe(200);
+    },
+    180_000,
+  );
 
+  // Kernels of some languages take requests before they can answer them; one lost request is a mute context.
+  const eager = languages.includes('java') ? it : it.skip;
+  eager(
+    'answers the first request of every Java kernel',
+    async () => {
+      for (let started = 0; started < 8; started++) {
         const created = await client.port(sandboxId, 49999, '/contexts', {
           method: 'POST',
-          body: JSON.stringify({ language, cwd: '/tmp' }),
+          body: '{"language":"java"}',
         });
-        expect(created.status).toBe(200);
-        const context = (await created.json()) as { id: string; language: string; cwd: string };
-        expect(context).toEqual({ id: expect.any(String) as string, language, cwd: '/tmp' });
-        const own = { context_id: context.id };
-        expect((await client.stdout(sandboxId, cases.cwd, own)).trim()).toBe('/tmp');
-        const restarted = await client.port(sandboxId, 49999, `/contexts/${context.id}/restart`, {
-          method: 'POST',
-        });
-        expect(restarted.status).toBe(200);
-        expect((await client.stdout(sandboxId, cases.cwd, own)).trim()).toBe('/tmp');
-        expect((await client.stdout(sandboxId, cases.env('TEST_ENV_VAR'), own)).trim()).toBe('supertest');
-        const removed = await client.port(sandboxId, 49999, `/contexts/${context.id}`, { method: 'DELETE' });
-        expect(removed.status).toBe(200);
-      },
-      180_000,
-    );
-
-    // Kernels of some languages take requests before they can answer them; one lost request is a mute context.
-    const eager = languages.includes('java') ? it : it.skip;
-    eager(
-      'answers the first request of every Java kernel',
-      async () => {
-        for (let started = 0; started < 8; started++) {
-          const created = await client.port(sandboxId, 49999, '/contexts', {
-            method: 'POST',
-            body: '{"language":"java"}',
-          });
-          const { id } = (await created.json()) as { id: string };
-          expect(await client.stdout(sandboxId, 'System.out.print(1);', { context_id: id })).toBe('1');
-          await client.port(sandboxId, 49999, `/contexts/${id}`, { method: 'DELETE' });
-        }
-      },
-      90_000,
-    );
-
-    it('tells what a language lacks', async () => {
-      const info = (await (await client.api('GET', '/v1/info')).json()) as {
-        languages: Array<{ name: string; available: boolean; missing?: string }>;
-      };
-      expect(info.languages.map((each) => each.name)).toEqual(expect.arrayContaining(Object.keys(LANGUAGES)));
-      for (const name of Object.keys(LANGUAGES)) {
-        if (languages.includes(name)) continue;
-        const response = await client.execute(sandboxId, { code: '1', language: name });
-        expect(response.status).toBe(500);
-        expect(await response.text()).toMatch(/^Failed to create context: /);
+        const { id } = (await created.json()) as { id: string };
+        expect(await client.stdout(sandboxId, 'System.out.print(1);', { context_id: id })).toBe('1');
+        await client.port(sandboxId, 49999, `/contexts/${id}`, { method: 'DELETE' });
       }
-    });
+    },
+    90_000,
+  );
+
+  it('tells what a language lacks', async () => {
+    const info = (await (await client.api('GET', '/v1/info')).json()) as {
+      languages: Array<{ name: string; available: boolean; missing?: string }>;
+    };
+    expect(info.languages.map((each) => each.name)).toEqual(expect.arrayContaining(Object.keys(LANGUAGES)));
+    for (const name of Object.keys(LANGUAGES)) {
+      if (languages.includes(name)) continue;
+      const response = await client.execute(sandboxId, { code: '1', language: name });
+      expect(response.status).toBe(500);
+      expect(await response.text()).toMatch(/^Failed to create context: /);
+    }
   });
 }
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  if (runtime === 'local') {
-    suite(
-      'languages on local',
-      ['python', 'javascript', 'typescript', 'bash'],
-      () => startService({ runtime }),
-      '/home/user',
-    );
-    continue;
-  }
-  const image = skip === undefined ? prepared().images.full : undefined;
-  if (skip !== undefined)
-    describe.skip(`languages on docker (skipped: ${skip})`, () => it('needs an engine', () => undefined));
-  else {
-    suite(
-      'languages on docker, full image',
-      Object.keys(LANGUAGES),
-      () => startService({ runtime, env: { CELLBOX_IMAGE_FLAVOR: 'full', CELLBOX_IMAGE: image ?? '' } }),
-      '/home/user',
-    );
-  }
-}
+describeOnRuntimes('languages on local', { only: 'local' }, ({ client }) =>
+  declare(client, ['python', 'javascript', 'typescript', 'bash']),
+);
+
+describeOnRuntimes(
+  'languages on docker, full image',
+  { only: 'docker', env: { CELLBOX_IMAGE_FLAVOR: 'full', CELLBOX_IMAGE: prepared().images.full ?? '' } },
+  ({ client }) => declare(client, Object.keys(LANGUAGES)),
+);

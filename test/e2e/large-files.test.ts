@@ -2,9 +2,7 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs/promises';
 import { Readable } from 'node:stream';
 import { request } from 'undici';
-import { runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
 
 const TOTAL_BYTES = 2 * 1024 ** 3;
 const BLOCK_BYTES = 256 * 1024;
@@ -57,83 +55,72 @@ for name in glob.glob('/proc/[0-9]*'):
 print(''.join(peaks))
 `;
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  (skip === undefined ? describe : describe.skip)(
-    `files of 2 GB on ${runtime}${skip ? `: ${skip}` : ''}`,
-    () => {
-      let service: StartedService;
-      let client: Client;
-      let sandboxId: string;
-      let token: string;
+describeOnRuntimes('files of 2 GB on $runtime', {}, ({ runtime, service, client }) => {
+  let sandboxId: string;
+  let token: string;
 
-      beforeAll(async () => {
-        service = await startService({ runtime });
-        client = new Client(service);
-        const created = await client.api('POST', '/v2/sandboxes', { templateID: 'base', timeout: 600 });
-        const sandbox = (await created.json()) as { sandboxID: string; envdAccessToken: string };
-        sandboxId = sandbox.sandboxID;
-        token = sandbox.envdAccessToken;
-        // The kernel's start would count as the transfer's.
-        expect(await client.text(sandboxId, '1 + 1')).toBe('2');
-      }, 180_000);
+  beforeAll(async () => {
+    const created = await client.api('POST', '/v2/sandboxes', { templateID: 'base', timeout: 600 });
+    const sandbox = (await created.json()) as { sandboxID: string; envdAccessToken: string };
+    sandboxId = sandbox.sandboxID;
+    token = sandbox.envdAccessToken;
+    // The kernel's start would count as the transfer's.
+    expect(await client.text(sandboxId, '1 + 1')).toBe('2');
+  }, 180_000);
 
-      afterAll(() => service?.stop(), 60_000);
+  const send = (method: 'GET' | 'POST', name: string, body?: Readable) =>
+    request(`${service.url}/files?path=${name}`, {
+      method,
+      headers: {
+        'content-type': 'application/octet-stream',
+        'e2b-sandbox-id': sandboxId,
+        'e2b-sandbox-port': '49983',
+        'x-access-token': token,
+      },
+      ...(body === undefined ? {} : { body }),
+    });
 
-      const send = (method: 'GET' | 'POST', name: string, body?: Readable) =>
-        request(`${service.url}/files?path=${name}`, {
-          method,
-          headers: {
-            'content-type': 'application/octet-stream',
-            'e2b-sandbox-id': sandboxId,
-            'e2b-sandbox-port': '49983',
-            'x-access-token': token,
-          },
-          ...(body === undefined ? {} : { body }),
-        });
+  it(
+    `come up and go down unchanged, agent and service below ${MAX_MB} MB each`,
+    async () => {
+      const pid = await descendant('start.js');
+      await fs.writeFile(`/proc/${pid}/clear_refs`, '5'); // the peak counts from here
+      const startedAt = performance.now();
 
-      it(
-        `come up and go down unchanged, agent and service below ${MAX_MB} MB each`,
-        async () => {
-          const pid = await descendant('start.js');
-          await fs.writeFile(`/proc/${pid}/clear_refs`, '5'); // the peak counts from here
-          const startedAt = performance.now();
+      const sent = createHash('sha256');
+      const source = function* () {
+        for (const block of blocks()) {
+          sent.update(block);
+          yield block;
+        }
+      };
+      const uploaded = await send('POST', 'large', Readable.from(source(), { highWaterMark: 4 }));
+      expect([uploaded.statusCode, await uploaded.body.json()]).toEqual([
+        200,
+        [{ path: '/home/user/large', name: 'large', type: 'file' }],
+      ]);
+      const upSeconds = (performance.now() - startedAt) / 1000;
 
-          const sent = createHash('sha256');
-          const source = function* () {
-            for (const block of blocks()) {
-              sent.update(block);
-              yield block;
-            }
-          };
-          const uploaded = await send('POST', 'large', Readable.from(source(), { highWaterMark: 4 }));
-          expect([uploaded.statusCode, await uploaded.body.json()]).toEqual([
-            200,
-            [{ path: '/home/user/large', name: 'large', type: 'file' }],
-          ]);
-          const upSeconds = (performance.now() - startedAt) / 1000;
+      const received = createHash('sha256');
+      const downloaded = await send('GET', 'large');
+      expect(downloaded.headers['content-length']).toBe(String(TOTAL_BYTES));
+      for await (const chunk of downloaded.body) received.update(chunk as Buffer);
+      expect(received.digest('hex')).toBe(sent.digest('hex'));
+      const downSeconds = (performance.now() - startedAt) / 1000 - upSeconds;
 
-          const received = createHash('sha256');
-          const downloaded = await send('GET', 'large');
-          expect(downloaded.headers['content-length']).toBe(String(TOTAL_BYTES));
-          for await (const chunk of downloaded.body) received.update(chunk as Buffer);
-          expect(received.digest('hex')).toBe(sent.digest('hex'));
-          const downSeconds = (performance.now() - startedAt) / 1000 - upSeconds;
-
-          const servicePeak = peakMb(await fs.readFile(`/proc/${pid}/status`, 'utf8'));
-          const agentPeaks = (await client.stdout(sandboxId, AGENT_PEAKS)).trim().split('\n').map(peakMb);
-          const mbPerSecond = (seconds: number) => Math.round(TOTAL_BYTES / 1_000_000 / seconds);
-          console.log(
-            `${runtime}: up ${mbPerSecond(upSeconds)} MB/s, down ${mbPerSecond(downSeconds)} MB/s, ` +
-              `service ${Math.round(servicePeak)} MB, agent ${agentPeaks.map(Math.round).join(' ')} MB`,
-          );
-          expect(agentPeaks.length).toBe(1);
-          expect(agentPeaks[0]).toBeLessThan(MAX_MB);
-          expect(servicePeak).toBeLessThan(MAX_MB);
-
-          await client.stdout(sandboxId, "import os; os.remove('/home/user/large')").catch(() => {});
-        },
-        DEADLINE_MS,
+      const servicePeak = peakMb(await fs.readFile(`/proc/${pid}/status`, 'utf8'));
+      const agentPeaks = (await client.stdout(sandboxId, AGENT_PEAKS)).trim().split('\n').map(peakMb);
+      const mbPerSecond = (seconds: number) => Math.round(TOTAL_BYTES / 1_000_000 / seconds);
+      console.log(
+        `${runtime}: up ${mbPerSecond(upSeconds)} MB/s, down ${mbPerSecond(downSeconds)} MB/s, ` +
+          `service ${Math.round(servicePeak)} MB, agent ${agentPeaks.map(Math.round).join(' ')} MB`,
       );
+      expect(agentPeaks.length).toBe(1);
+      expect(agentPeaks[0]).toBeLessThan(MAX_MB);
+      expect(servicePeak).toBeLessThan(MAX_MB);
+
+      await client.stdout(sandboxId, "import os; os.remove('/home/user/large')").catch(() => {});
     },
+    DEADLINE_MS,
   );
-}
+});

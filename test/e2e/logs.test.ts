@@ -1,7 +1,5 @@
 import { eventually } from '../agent/agent-fixture';
-import { runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
 
 interface Entry {
   timestamp: string;
@@ -10,48 +8,35 @@ interface Entry {
   fields: Record<string, string>;
 }
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  const describeRuntime = skip === undefined ? describe : describe.skip;
-  describeRuntime(`logs on ${runtime}${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
-    let service: StartedService;
-    let client: Client;
+describeOnRuntimes('logs on $runtime', {}, ({ client }) => {
+  const entries = async (id: string): Promise<Entry[]> => {
+    const answer = await client.api('GET', `/sandboxes/${id}/logs`);
+    expect(answer.status).toBe(200);
+    return ((await answer.json()) as { logEntries: Entry[] }).logEntries;
+  };
 
-    beforeAll(async () => {
-      service = await startService({ runtime });
-      client = new Client(service);
-    }, 180_000);
-
-    afterAll(() => service?.stop(), 60_000);
-
-    const entries = async (id: string): Promise<Entry[]> => {
-      const answer = await client.api('GET', `/sandboxes/${id}/logs`);
-      expect(answer.status).toBe(200);
-      return ((await answer.json()) as { logEntries: Entry[] }).logEntries;
-    };
-
-    it('tell what the programs of a sandbox said, while it lives and after', async () => {
-      const before = Date.now();
-      const id = await client.create();
-      const gateway = await eventually(async () => {
-        const found = (await entries(id)).find((each) => each.fields['logger'] === 'gateway');
-        expect(found?.message).toMatch(/^(listening on|takes connections at) /);
-        return found;
+  it('tell what the programs of a sandbox said, while it lives and after', async () => {
+    const before = Date.now();
+    const id = await client.create();
+    const gateway = await eventually(async () => {
+      const found = (await entries(id)).find((each) => each.fields['logger'] === 'gateway');
+      expect(found?.message).toMatch(/^(listening on|takes connections at) /);
+      return found;
+    });
+    expect(Date.parse(gateway?.timestamp ?? '')).toBeGreaterThanOrEqual(before);
+    await client.run(id, 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)');
+    await client.kill(id);
+    await eventually(async () => {
+      const all = await entries(id);
+      expect(all).toContainEqual(gateway);
+      expect(all.find((each) => each.fields['logger'] === 'kernel')).toMatchObject({
+        level: 'warn',
+        message: 'A kernel was killed by SIGKILL',
+        fields: { language: 'python' },
       });
-      expect(Date.parse(gateway?.timestamp ?? '')).toBeGreaterThanOrEqual(before);
-      await client.run(id, 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)');
-      await client.kill(id);
-      await eventually(async () => {
-        const all = await entries(id);
-        expect(all).toContainEqual(gateway);
-        expect(all.find((each) => each.fields['logger'] === 'kernel')).toMatchObject({
-          level: 'warn',
-          message: 'A kernel was killed by SIGKILL',
-          fields: { language: 'python' },
-        });
-        expect(
-          all.filter((each) => each.fields['logger'] === 'service').map(({ message }) => message),
-        ).toEqual(['The sandbox was created', 'The sandbox ended']);
-      });
-    }, 60_000);
-  });
-}
+      expect(all.filter((each) => each.fields['logger'] === 'service').map(({ message }) => message)).toEqual(
+        ['The sandbox was created', 'The sandbox ended'],
+      );
+    });
+  }, 60_000);
+});

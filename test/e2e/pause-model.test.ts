@@ -1,8 +1,7 @@
 import fc from 'fast-check';
-import { runtimesUnderTest } from '../started-service';
-import type { StartedService } from '../started-service';
+import { describeOnRuntimes } from '../describe-on-runtimes';
 import type { Client } from './client';
-import { startAgain, until } from './recovery-client';
+import { until } from './recovery-client';
 
 /** What a client knows of its sandbox: whether it is there, a variable that it counts up, and a file that grows. */
 interface Model {
@@ -17,7 +16,7 @@ interface Model {
 /** One sandbox of a service that may be another process from command to command. */
 interface Real {
   readonly id: string;
-  client(): Client;
+  client: Client;
   restart(): Promise<void>;
 }
 
@@ -31,7 +30,7 @@ with open('runs', 'a') as runs: _ = runs.write('.')
 type Command = fc.AsyncCommand<Model, Real>;
 
 async function stateOf({ client, id }: Real): Promise<Model['state']> {
-  const response = await client().api('GET', `/sandboxes/${id}`);
+  const response = await client.api('GET', `/sandboxes/${id}`);
   if (response.status === 404) return 'gone';
   return ((await response.json()) as { state: 'running' | 'paused' }).state;
 }
@@ -48,13 +47,13 @@ function command(name: string, act: (model: Model, real: Real) => Promise<void>)
 }
 
 async function status({ client, id }: Real, method: string, path: string, body?: object): Promise<number> {
-  const response = await client().api(method, `/sandboxes/${id}${path}`, body);
+  const response = await client.api(method, `/sandboxes/${id}${path}`, body);
   await response.text();
   return response.status;
 }
 
 const run = command('run', async (model, { client, id }) => {
-  const response = await client().execute(id, { code: COUNT });
+  const response = await client.execute(id, { code: COUNT });
   const text = await response.text();
   if (model.state === 'gone' || (model.state === 'paused' && !model.autoResume)) {
     expect(response.status).toBe(502);
@@ -136,17 +135,10 @@ const COMMANDS = [
   kill,
 ];
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  (skip === undefined ? describe : describe.skip)(`a sandbox on the ${runtime} runtime`, () => {
-    let service: StartedService;
-    let client: Client;
-
-    const start = async (): Promise<void> => {
-      ({ service, client } = await startAgain(runtime, service));
-    };
-    beforeAll(start, 240_000);
-    afterAll(() => service?.stop(), 60_000);
-
+describeOnRuntimes(
+  'a sandbox on the $runtime runtime',
+  { env: { CELLBOX_POOL_SIZE: '0' } },
+  ({ service, client, startAgain }) => {
     it('is what it is told to be, with its variables, through any order of pauses, resumes, deadlines and crashes', async () => {
       await fc.assert(
         fc.asyncProperty(
@@ -168,10 +160,10 @@ for (const { runtime, skip } of runtimesUnderTest()) {
             };
             const real: Real = {
               id,
-              client: () => client,
+              client,
               restart: async () => {
                 await service.signal('SIGKILL');
-                await start();
+                await startAgain();
               },
             };
             try {
@@ -185,5 +177,5 @@ for (const { runtime, skip } of runtimesUnderTest()) {
         { numRuns: 5, endOnFailure: true },
       );
     }, 240_000);
-  });
-}
+  },
+);

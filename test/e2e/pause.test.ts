@@ -1,18 +1,12 @@
-import { runtimesUnderTest } from '../started-service';
-import type { StartedService } from '../started-service';
-import type { Client } from './client';
-import { Executions, putFile, startAgain, until } from './recovery-client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
+import { Executions, putFile, until } from './recovery-client';
 
 const RUN_ON = 'import os, time\nwhile not os.path.exists("go"): time.sleep(0.02)\nprint("through")';
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  (skip === undefined ? describe : describe.skip)(`a paused sandbox on the ${runtime} runtime`, () => {
-    let service: StartedService;
-    let client: Client;
-
-    const start = async (): Promise<void> => {
-      ({ service, client } = await startAgain(runtime, service));
-    };
+describeOnRuntimes(
+  'a paused sandbox on the $runtime runtime',
+  { env: { CELLBOX_POOL_SIZE: '0' } },
+  ({ service, client, startAgain }) => {
     const ask = async (
       method: string,
       path: string,
@@ -22,8 +16,6 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       const text = await response.text();
       return { status: response.status, body: (text === '' ? {} : JSON.parse(text)) as object };
     };
-    beforeAll(start, 240_000);
-    afterAll(() => service?.stop(), 60_000);
 
     it.each(['SIGKILL', 'SIGTERM'] as const)(
       'outlives the service (%s) and its own deadline, and what ran in it goes on',
@@ -38,7 +30,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
         expect((await executions.info(running)).state).toBe('running');
         await service.signal(signal);
         await new Promise((resolve) => setTimeout(resolve, 3_000)); // until the deadline that it had has passed
-        await start();
+        await startAgain();
 
         expect(await ask('GET', `/sandboxes/${id}`)).toMatchObject({
           status: 200,
@@ -65,7 +57,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       const id = await client.create();
       expect((await ask('POST', `/sandboxes/${id}/pause`)).status).toBe(204);
       await service.signal('SIGKILL');
-      await start();
+      await startAgain();
       expect((await ask('DELETE', `/sandboxes/${id}`)).status).toBe(204);
       expect((await ask('GET', `/sandboxes/${id}`)).status).toBe(404);
       expect((await ask('GET', '/v2/sandboxes?state=running,paused')).body).toEqual([]);
@@ -85,5 +77,5 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       expect((await executions.events(behind)).at(-1)).toMatchObject({ termination: 'ok' });
       await client.kill(id);
     }, 120_000);
-  });
-}
+  },
+);

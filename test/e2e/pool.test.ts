@@ -1,9 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { PoolInfo } from '../../protocol/native';
-import { runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
 
 const TEMPLATE = 'code-interpreter-v1';
 const FILL_DEADLINE_MS = 120_000;
@@ -26,20 +24,10 @@ print(json.dumps({
 }))
 `;
 
-describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, skip }) => {
-  const test = skip === undefined ? it : it.skip;
-  let service: StartedService;
-  let client: Client;
+const env = { CELLBOX_POOL_SIZE: '1', CELLBOX_POOL_MAX: '1' };
 
-  beforeAll(async () => {
-    if (skip !== undefined) return;
-    service = await startService({ runtime, env: { CELLBOX_POOL_SIZE: '1', CELLBOX_POOL_MAX: '1' } });
-    client = new Client(service);
-  }, 180_000);
-
-  afterAll(() => service?.stop(), 60_000);
-
-  beforeEach(() => (skip === undefined ? full() : undefined), FILL_DEADLINE_MS);
+describeOnRuntimes('a pool of $runtime sandboxes', { env }, ({ runtime, service, client, startAgain }) => {
+  beforeEach(full, FILL_DEADLINE_MS);
 
   async function pool(): Promise<PoolInfo> {
     const { items } = (await (await client.api('GET', '/v1/pools')).json()) as { items: PoolInfo[] };
@@ -76,7 +64,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     return { ...seen, 'same id': true };
   }
 
-  test(
+  it(
     'gives sandboxes that programs inside can not tell from others',
     async () => {
       const envs = { GREETING: 'it\'s "quoted" \\ é 😀\n', PATH_LIKE: '/a:/b' };
@@ -103,7 +91,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'counts the life of a sandbox from its claim',
     async () => {
       const before = Date.now();
@@ -119,7 +107,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'gives each sandbox random numbers of its own',
     async () => {
       const code = 'import random; print(random.random(), random.getstate()[1][:3])';
@@ -132,7 +120,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'keeps the environment over restarts of the kernel, and gives it to other contexts',
     async () => {
       const id = await claimed({ envVars: { A: 'given' } });
@@ -151,7 +139,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'starts the kernel anew for variables that only a new process can have',
     async () => {
       const id = await claimed({ envVars: { PYTHONPATH: '/somewhere', TZ: 'Asia/Tokyo' } });
@@ -162,7 +150,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'demands the access token of a secured sandbox from its claim on',
     async () => {
       const { sandboxID, envdAccessToken } = (await (
@@ -177,7 +165,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
     FILL_DEADLINE_MS,
   );
 
-  test(
+  it(
     'keeps claimed sandboxes over a crash of the service, and ends those that nobody had claimed',
     async () => {
       const id = await claimed({ envVars: { A: 'kept' } });
@@ -186,13 +174,7 @@ describe.each(runtimesUnderTest())('a pool of $runtime sandboxes', ({ runtime, s
       const unclaimed = machines().filter((each) => each !== id);
       expect(unclaimed).toHaveLength(1);
       await service.signal('SIGKILL');
-      const { dataDir, apiKey } = service;
-      service = await startService({
-        runtime,
-        dataDir,
-        env: { CELLBOX_POOL_SIZE: '1', CELLBOX_POOL_MAX: '1', CELLBOX_API_KEY: apiKey },
-      });
-      client = new Client(service);
+      await startAgain();
       expect(await client.stdout(id, 'import os; print(x, os.environ["A"])')).toBe('42 kept\n');
       const listed = (await (await client.api('GET', '/sandboxes')).json()) as Array<{ sandboxID: string }>;
       expect(listed.map(({ sandboxID }) => sandboxID)).toEqual([id]);

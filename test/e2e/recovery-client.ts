@@ -1,24 +1,8 @@
 import type { ExecutionInfo } from '../../protocol/native';
 import { decodeLines } from '../../protocol/ndjson';
-import { startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
-import type { OutputLine } from './client';
+import type { Client, OutputLine } from './client';
 
 export type NumberedLine = OutputLine & { seq?: number };
-
-/** A service that starts every machine anew, or another one on what an earlier one has left. */
-export async function startAgain(
-  runtime: 'local' | 'docker',
-  earlier?: StartedService,
-): Promise<{ service: StartedService; client: Client }> {
-  const service = await startService({
-    runtime,
-    ...(earlier !== undefined && { dataDir: earlier.dataDir }),
-    env: { CELLBOX_POOL_SIZE: '0' },
-  });
-  return { service, client: new Client(service) };
-}
 
 /** The native API's executions of one sandbox. */
 export class Executions {

@@ -2,7 +2,8 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { startService, runtimesUnderTest } from '../started-service';
+import { describeOnRuntimes } from '../describe-on-runtimes';
+import { startService } from '../started-service';
 import type { StartedService } from '../started-service';
 import { Client } from './client';
 import { accessTokenOf, Executions, putFile, until } from './recovery-client';
@@ -44,41 +45,37 @@ describe('a service that is killed with many live sandboxes', () => {
   }, 600_000);
 });
 
-const docker = runtimesUnderTest().find(({ runtime }) => runtime === 'docker');
-(docker?.skip === undefined ? describe : describe.skip)('a container that is killed from outside', () => {
-  let service: StartedService;
-  beforeAll(async () => {
-    service = await startService({ runtime: 'docker', env: { CELLBOX_POOL_SIZE: '0' } });
-  }, 240_000);
-  afterAll(() => service?.stop(), 60_000);
-
-  it('is noticed within seconds: readers are reset, the sandbox is gone, nothing is left', async () => {
-    const client = new Client(service);
-    const sandboxId = await client.create();
-    const executions = new Executions(client, sandboxId);
-    const id = await executions.detach('import time\nprint("on", flush=True)\ntime.sleep(600)');
-    await executions.read(id, 0, (events) => events.some(({ type }) => type === 'stdout'));
-    const native = expect(executions.events(id)).rejects.toThrow();
-    const plain = client.execute(sandboxId, { code: '1' }).then((response) => response.text());
-    const broken = expect(plain).rejects.toThrow();
-    const [container = ''] = containersOf(sandboxId);
-    const killed = Date.now();
-    execFileSync('docker', ['kill', container]);
-    await Promise.all([native, broken]);
-    await until(async () => (await client.api('GET', `/sandboxes/${sandboxId}`)).status === 404);
-    expect(Date.now() - killed).toBeLessThan(5_000);
-    const gone = await client.api('GET', `/sandboxes/${sandboxId}`);
-    expect(await gone.json()).toMatchObject({
-      code: 404,
-      message: `Sandbox "${sandboxId}" doesn't exist or you don't have access to it`,
-    });
-    const port = await client.port(sandboxId, 49999, '/health');
-    expect(port.status).toBe(502);
-    expect(await port.json()).toEqual({ sandboxId, message: 'The sandbox was not found', code: 502 });
-    await until(() => Promise.resolve(containersOf(sandboxId).length === 0));
-    await until(() => Promise.resolve(!fs.existsSync(path.join(service.dataDir, 'executions', sandboxId))));
-  }, 60_000);
-});
+describeOnRuntimes(
+  'a container that is killed from outside',
+  { only: 'docker', env: { CELLBOX_POOL_SIZE: '0' } },
+  ({ service, client }) => {
+    it('is noticed within seconds: readers are reset, the sandbox is gone, nothing is left', async () => {
+      const sandboxId = await client.create();
+      const executions = new Executions(client, sandboxId);
+      const id = await executions.detach('import time\nprint("on", flush=True)\ntime.sleep(600)');
+      await executions.read(id, 0, (events) => events.some(({ type }) => type === 'stdout'));
+      const native = expect(executions.events(id)).rejects.toThrow();
+      const plain = client.execute(sandboxId, { code: '1' }).then((response) => response.text());
+      const broken = expect(plain).rejects.toThrow();
+      const [container = ''] = containersOf(sandboxId);
+      const killed = Date.now();
+      execFileSync('docker', ['kill', container]);
+      await Promise.all([native, broken]);
+      await until(async () => (await client.api('GET', `/sandboxes/${sandboxId}`)).status === 404);
+      expect(Date.now() - killed).toBeLessThan(5_000);
+      const gone = await client.api('GET', `/sandboxes/${sandboxId}`);
+      expect(await gone.json()).toMatchObject({
+        code: 404,
+        message: `Sandbox "${sandboxId}" doesn't exist or you don't have access to it`,
+      });
+      const port = await client.port(sandboxId, 49999, '/health');
+      expect(port.status).toBe(502);
+      expect(await port.json()).toEqual({ sandboxId, message: 'The sandbox was not found', code: 502 });
+      await until(() => Promise.resolve(containersOf(sandboxId).length === 0));
+      await until(() => Promise.resolve(!fs.existsSync(path.join(service.dataDir, 'executions', sandboxId))));
+    }, 60_000);
+  },
+);
 
 /** A file system of its own for the data directory, which is gone with the service. */
 const mount = (size: string, directory: string): readonly [string, ...string[]] => [

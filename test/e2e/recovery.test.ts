@@ -1,26 +1,18 @@
-import { runtimesUnderTest } from '../started-service';
-import type { StartedService } from '../started-service';
-import type { Client } from './client';
-import { Executions, putFile, startAgain, until } from './recovery-client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
+import { Executions, putFile, until } from './recovery-client';
 
 const RUN_ON = (file: string): string =>
   `import os, time\nn = 0\nwhile not os.path.exists(${JSON.stringify(file)}):\n` +
   `  print(n, flush=True); n += 1; time.sleep(0.02)\nprint("through")`;
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  (skip === undefined ? describe : describe.skip)(`a killed service on the ${runtime} runtime`, () => {
-    let service: StartedService;
-    let client: Client;
-
-    const start = async (): Promise<void> => {
-      ({ service, client } = await startAgain(runtime, service));
-    };
+describeOnRuntimes(
+  'a killed service on the $runtime runtime',
+  { env: { CELLBOX_POOL_SIZE: '0' } },
+  ({ service, client, startAgain }) => {
     const restart = async (signal: NodeJS.Signals = 'SIGKILL'): Promise<void> => {
       await service.signal(signal);
-      await start();
+      await startAgain();
     };
-    beforeAll(start, 240_000);
-    afterAll(() => service?.stop(), 60_000);
 
     it('leaves what had ended as it was: events, text, results, terminations, accounting', async () => {
       const sandboxId = await client.create();
@@ -135,7 +127,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       await before.read(id, 0, (events) => events.some(({ type }) => type === 'stdout'));
       await service.signal('SIGKILL');
       await new Promise((resolve) => setTimeout(resolve, 4_000)); // nobody is there to tell of its end
-      await start();
+      await startAgain();
       const after = new Executions(client, sandboxId);
       const ending = (await after.events(id)).at(-1);
       expect(ending).toMatchObject({ termination: 'exited', exit_code: 1, state_survived: false });
@@ -167,7 +159,7 @@ for (const { runtime, skip } of runtimesUnderTest()) {
       await new Promise((resolve) => setTimeout(resolve, 60)); // into the start of a machine
       await service.signal('SIGKILL');
       await creating;
-      await start();
+      await startAgain();
       // Either it was there before its client heard of it, and works, or nothing of it is left.
       for (const sandboxID of await ids()) {
         if (before.includes(sandboxID)) continue;
@@ -175,5 +167,5 @@ for (const { runtime, skip } of runtimesUnderTest()) {
         await client.kill(sandboxID);
       }
     }, 120_000);
-  });
-}
+  },
+);

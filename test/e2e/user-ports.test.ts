@@ -9,9 +9,7 @@ import path from 'node:path';
 import { Readable } from 'node:stream';
 import tls from 'node:tls';
 import { WebSocket } from 'ws';
-import { runtimesUnderTest, startService } from '../started-service';
-import type { StartedService } from '../started-service';
-import { Client } from './client';
+import { describeOnRuntimes } from '../describe-on-runtimes';
 
 const PROGRAMS = path.join(__dirname, 'user-ports');
 const DOMAIN = 'cellbox.localhost';
@@ -36,11 +34,10 @@ async function textOf(stream: AsyncIterable<unknown>): Promise<string> {
   return Buffer.concat(chunks).toString();
 }
 
-for (const { runtime, skip } of runtimesUnderTest()) {
-  const describeRuntime = skip === undefined ? describe : describe.skip;
-  describeRuntime(`user ports on ${runtime}${skip === undefined ? '' : ` (skipped: ${skip})`}`, () => {
-    let service: StartedService;
-    let client: Client;
+describeOnRuntimes(
+  'user ports on $runtime',
+  { env: { CELLBOX_TLS: 'dev', CELLBOX_POOL_SIZE: '0' } },
+  ({ runtime, service, client }) => {
     let sandboxId: string;
     let port: number;
     let ca: string;
@@ -99,16 +96,12 @@ for _ in range(200):
     }
 
     beforeAll(async () => {
-      service = await startService({ runtime, env: { CELLBOX_TLS: 'dev', CELLBOX_POOL_SIZE: '0' } });
-      client = new Client(service);
       port = Number(new URL(service.url).port);
       ca = fs.readFileSync(path.join(service.dataDir, 'tls', 'ca.pem'), 'utf8');
       sandboxId = await client.create();
       await start('server.py', [String(userPort), '127.0.0.1'], userPort);
       await start('hostile.py', [String(hostilePort)], hostilePort);
     }, 240_000);
-
-    afterAll(() => service?.stop(), 60_000);
 
     it.each([
       ['127.0.0.1', 2],
@@ -322,5 +315,5 @@ for _ in range(200):
       });
       session.destroy();
     }, 60_000);
-  });
-}
+  },
+);

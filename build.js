@@ -9,9 +9,12 @@ const path = require('node:path');
 
 const root = __dirname;
 
-/** Output file → entry. The agent is shipped into sandboxes, so it carries its dependencies; the service finds them in node_modules. */
-const SERVICE = {
-  main: 'service/main.ts',
+/**
+ * Output file → entry. The service is one file with its dependencies, because looking for and reading 1,300 makes every start
+ * slow; the agent, because it is shipped into sandboxes. What developers run finds its own in node_modules.
+ */
+const SERVICE = { main: 'service/main.ts' };
+const TOOLS = {
   prepare: 'service/prepare.ts',
   bench: 'bench/main.ts',
   chaos: 'test/chaos/main.ts',
@@ -29,6 +32,12 @@ const COMMON = {
   logLevel: 'error',
   metafile: true,
 };
+/** Binaries and what is optional: found in node_modules, or not at all. */
+const SERVICE_EXTERNAL = ['libsql', 'cpu-features', 'pg-native', '*.node'];
+/** The process keeps its text in memory: 5 MB instead of 14. Lines, so that a stack trace still tells where. */
+const SMALL = { minifyWhitespace: true, legalComments: 'none', lineLimit: 120 };
+/** Written by npm with every change to node_modules: stands for all that bundles have from there. */
+const INSTALLED = 'node_modules/.package-lock.json';
 /** Which files `dist/` was made of, and as what: size and time of change of each. */
 const INPUTS = path.join(root, 'dist', 'inputs.json');
 /** Packages with binaries, which no bundle can hold: shipped beside it, for this kind of machine. */
@@ -47,18 +56,16 @@ async function build() {
   const present = (entries) =>
     Object.fromEntries(Object.entries(entries).filter(([, file]) => fs.existsSync(path.join(root, file))));
   fs.rmSync(INPUTS, { force: true });
+  const service = { ...COMMON, outdir: 'dist', sourcemap: 'linked', sourcesContent: false };
   const made = await Promise.all([
-    bundle({
-      ...COMMON,
-      outdir: 'dist',
-      entryPoints: present(SERVICE),
-      packages: 'external',
-      sourcemap: 'linked',
-    }),
+    bundle({ ...service, entryPoints: SERVICE, external: SERVICE_EXTERNAL, ...SMALL }),
+    bundle({ ...service, entryPoints: present(TOOLS), packages: 'external' }),
     buildAgent(path.join(root, 'dist', 'agent')),
   ]);
-  const native = NATIVE.map((name) => `node_modules/${name}/package.json`);
-  const files = [...made.flatMap(({ metafile }) => Object.keys(metafile.inputs)), ...native, 'build.js'];
+  const sources = made
+    .flatMap(({ metafile }) => Object.keys(metafile.inputs))
+    .filter((file) => !file.startsWith('node_modules/'));
+  const files = [...new Set(sources), INSTALLED, 'build.js'];
   fs.writeFileSync(INPUTS, JSON.stringify(Object.fromEntries(files.map((file) => [file, stateOf(file)]))));
 }
 

@@ -7,6 +7,7 @@ const path = require('node:path');
 const v8 = require('node:v8');
 const { isBuilt } = require('./build.js');
 const { installPackages } = require('./install.js');
+const { runBundle } = require('./run-bundle.js');
 
 // Passing on a large file must not grow the service: V8 looks through what is new each megabyte instead of each sixteen, and
 // gives buffers back at once instead of when a thread of its own gets its turn.
@@ -22,8 +23,10 @@ const build = isBuilt()
   ? { status: 0 }
   : spawnSync(process.execPath, [path.join(__dirname, 'build.js')], { stdio: 'inherit' });
 if (build.status === 0) {
-  require('./dist/main.js')
+  const { exports: service, remember } = runBundle(path.join(__dirname, 'dist', 'main.js'));
+  service
     .main(process.argv.slice(2))
+    .then(remember)
     .catch((error) => {
       console.error(error instanceof Error ? error.message : error);
       process.exitCode = 1;

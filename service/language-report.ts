@@ -49,23 +49,29 @@ export function askImage(image: string, serviceId: string): AskKernelspecs {
  * the probes for R and Java start processes; until the answer is there remedies are general ones.
  */
 export class LanguageReport {
-  private readonly home: KernelHome;
-  private readonly report: Promise<Report>;
+  private report: Promise<Report> | undefined;
   private known: Report = {};
 
-  constructor(home: KernelHome, ask: AskKernelspecs, logger: Logger) {
-    this.home = home;
-    this.report = ask()
+  constructor(
+    private readonly home: KernelHome,
+    private readonly ask: AskKernelspecs,
+    private readonly logger: Logger,
+  ) {}
+
+  /** Asks, unless that was done. Never rejects: without an answer every language counts as there. */
+  read(): Promise<Report> {
+    this.report ??= this.ask()
       .then((text) => (this.known = Report.parse(JSON.parse(text))))
       .catch((error: unknown) => {
-        logger.warn({ err: error }, "can't tell which languages are there");
+        this.logger.warn({ err: error }, "can't tell which languages are there");
         return {};
       });
+    return this.report;
   }
 
   /** Every language that Cellbox knows; what a missing one lacks. */
   async list(): Promise<LanguageInfo[]> {
-    const report = await this.report;
+    const report = await this.read();
     return NAMES.map((name) => {
       const kernel = report[findLanguage(name)?.kernelName ?? name] ?? report[name];
       if (kernel === undefined || kernel.available) return { name };

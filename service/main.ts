@@ -3,6 +3,7 @@ import http from 'node:http';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { createApi } from './api/app';
 import { describeSettings, loadConfig } from './config';
 import type { Config } from './config';
@@ -34,6 +35,8 @@ import type { Tls } from './tls/open';
 
 /** How long a shutdown may take before the process ends regardless. */
 const SHUTDOWN_DEADLINE_MS = 30_000;
+/** How long the self-check waits for kernels of an earlier process to be reached. */
+const REACH_DEADLINE_MS = 10_000;
 
 /**
  * The whole service in one process: settings → parts, built by hand in order → listen → serve until told to stop.
@@ -95,17 +98,6 @@ async function run(config: Config): Promise<void> {
   await teams.setServiceKey(apiKey);
 
   let inbound: InboundHandler = (_id, _port, stream) => stream.destroy();
-  const { runtime: engine, languages } = await openRuntime({
-    config,
-    secrets,
-    logger,
-    onInbound: (id, port, stream) => inbound(id, port, stream),
-    onProgress: (line) => process.stderr.write(`${line}\n`),
-    maxOpenFiles: templates.maximum.openFiles,
-    networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
-  });
-  const runtime = observeRuntime(engine, metrics);
-
   const executionsDir = path.join(config.dataDir, 'executions');
   const interpreter = new Interpreter({
     logger,
@@ -119,13 +111,27 @@ async function run(config: Config): Promise<void> {
       diskBytes: config.executionDiskMB * 1_048_576,
       directory: executionsDir,
     },
-    remedyFor: (language) => languages.remedyFor(language),
+    remedyFor: (language): string | undefined => languages.remedyFor(language),
     onKernelDeath: (id, { contextId, language, death }) => {
       const level = death.oom === true ? 'error' : 'warn';
       sandboxes.note(id, level, describeDeath(death), { logger: 'kernel', language, contextId });
     },
   });
   interpreter.totals.onExecution = (...ended) => metrics.executionEnded(...ended);
+  const opening = openRuntime({
+    config,
+    secrets,
+    logger,
+    onInbound: (id, port, stream) => inbound(id, port, stream),
+    onProgress: (line) => process.stderr.write(`${line}\n`),
+    maxOpenFiles: templates.maximum.openFiles,
+    networks: new Map((await store.listSandboxes()).map((row) => [row.id, accessOf(row)])),
+  });
+  // Reading what ran costs processor time, opening the runtime mostly waits for the engine.
+  const [{ runtime: engine, languages }] = await Promise.all([opening, interpreter.restore()]);
+  const runtime = observeRuntime(engine, metrics);
+  /** Machines whose kernels are being found again. */
+  const reaching = new Set<Promise<void>>();
   const sandboxes = new Sandboxes({
     runtime,
     store,
@@ -157,7 +163,10 @@ async function run(config: Config): Promise<void> {
         disks?.start(sandbox);
       },
       onAdopted: (sandbox, pausedAt) => {
-        void interpreter.adopt(machineOf(sandbox), pausedAt);
+        const reached = interpreter
+          .adopt(machineOf(sandbox), pausedAt)
+          .finally(() => reaching.delete(reached));
+        reaching.add(reached);
         disks?.start(sandbox);
       },
       onPaused: (id, keeps) => {
@@ -223,7 +232,6 @@ async function run(config: Config): Promise<void> {
     },
   });
 
-  await interpreter.restore();
   const { adopted, removed } = await sandboxes.adopt();
   interpreter.retain((id) => sandboxes.has(id));
   if (adopted + removed > 0) logger.info({ adopted, removed }, 'took over what an earlier service left');
@@ -258,6 +266,9 @@ async function run(config: Config): Promise<void> {
   };
   stopOnSignals(config, logger, close);
   printBanner(config, address, apiKey, runtime.name, runtime.caveats, started, tls);
+  // Who has sandboxes already comes before what needs as much of the processors as ten of them.
+  await Promise.race([Promise.all([...reaching]), delay(REACH_DEADLINE_MS, undefined, { ref: false })]);
+  void languages.read();
   await proveItself(config, address, apiKey, logger);
   // Last: the first user's sandbox and the check above have the processors for themselves.
   sandboxes.pools?.open();

@@ -9,6 +9,11 @@ import type { Config } from '../service/config';
 import { Interpreter } from '../service/interpreter/interpreter';
 import { AGENT_DIR, connectEngine, prepareImage } from '../service/prepare';
 import { containerOptions } from '../service/runtime/docker-container';
+import { chooseUid, INSIDE, SYSTEM_PATH, writeEtc } from '../service/runtime/local-bubblewrap';
+import { Cgroup } from '../service/runtime/local-cgroup';
+import { EnvironmentTemplate } from '../service/runtime/local-environment';
+import { readLocalHost } from '../service/runtime/local-host';
+import { launchArguments } from '../service/runtime/local-launch';
 import { TunnelServer } from '../service/runtime/tunnel';
 import { endChild } from './child';
 
@@ -58,30 +63,71 @@ export async function dockerFloor(config: Config): Promise<MachineFloor> {
   });
 }
 
-/** The supervisor and all it starts, as a plain child process: no namespaces, no control groups. */
-export function localFloor(python: string): Promise<MachineFloor> {
-  return floor('a process starts agent and gateway', {
-    async start(_id, directory, env) {
-      const child = spawn(process.execPath, [path.join(AGENT_DIR, 'supervisor.js')], {
-        cwd: directory,
-        stdio: 'ignore',
+/** The same wall as a sandbox's: its control groups and its namespaces, with the supervisor and all it starts behind them. */
+export async function localFloor(python: string): Promise<MachineFloor> {
+  const dataDir = await fs.mkdtemp(path.join(os.tmpdir(), 'cbf-'));
+  const logger = pino({ level: 'silent' });
+  const host = await readLocalHost({ dataDir, python, agentDir: AGENT_DIR, bubblewrap: 'auto', logger });
+  await fs.rmdir(dataDir);
+  const isWalled = host.layout !== undefined;
+  const environment = await EnvironmentTemplate.read(host.facts);
+  const uidOf = (id: string) =>
+    host.layout?.identity === 'own-uid' ? chooseUid(id, new Set<number>()) : undefined;
+  const seen = (directory: string) =>
+    isWalled
+      ? { home: INSIDE.home, venv: INSIDE.environment, tunnel: INSIDE.tunnel }
+      : { home: path.join(directory, 'workspace'), venv: path.join(directory, 'venv'), tunnel: directory };
+  const wall = isWalled ? 'bubblewrap' : 'no wall';
+  const groups = host.cgroups === undefined ? 'without control groups' : 'in control groups';
+  return floor(`${wall} starts agent and gateway ${groups}`, {
+    async prepare(id, directory) {
+      const uid = uidOf(id);
+      const own = (name: string) => path.join(directory, name);
+      for (const name of ['workspace', 'tmp']) await fs.mkdir(own(name));
+      if (uid !== undefined) await fs.chown(own('workspace'), uid, uid);
+      await fs.chmod(own('tmp'), 0o1777);
+      await environment.write(own('venv'), seen(directory).venv, uid);
+      if (isWalled) await writeEtc(own('etc'), uid ?? 1000, 'full');
+    },
+    async start(id, directory, env) {
+      const { home, venv, tunnel } = seen(directory);
+      const cgroup = host.cgroups && new Cgroup(host.cgroups, `cellbox-bench-${id}`);
+      await cgroup?.create(RESOURCES);
+      const args = launchArguments(host, {
+        directory,
+        socketDirectory: directory,
+        supervisor: path.join(AGENT_DIR, 'supervisor.js'),
+        resources: RESOURCES,
+        network: 'full',
+        uid: uidOf(id),
+        cgroup,
+      });
+      const child = spawn('/bin/sh', args, {
+        stdio: ['pipe', 'ignore', 'ignore'],
         env: {
-          PATH: process.env['PATH'],
-          HOME: directory,
           ...env,
-          CELLBOX_TUNNEL: `unix:${path.join(directory, 'service.sock')}`,
-          CELLBOX_PYTHON: python,
-          CELLBOX_HOME: directory,
+          PATH: `${venv}/bin:${SYSTEM_PATH}`,
+          HOME: home,
+          CELLBOX_TUNNEL: `unix:${tunnel}/service.sock`,
+          CELLBOX_PYTHON: path.join(venv, 'bin', 'python'),
+          CELLBOX_HOME: home,
           CELLBOX_GATEWAY_PORT: '0',
           CELLBOX_SINGLE_USER: '1',
         },
       });
-      return () => endChild(child);
+      child.stdin.end('go\n');
+      return async () => {
+        await endChild(child);
+        await cgroup?.kill();
+        await cgroup?.remove();
+      };
     },
   });
 }
 
 interface Starter {
+  /** What is no part of the start. */
+  prepare?(id: string, directory: string): Promise<void>;
   /** Resolves when the engine or the system has started it; the returned function ends it. */
   start(id: string, directory: string, env: Record<string, string>): Promise<() => Promise<void>>;
 }
@@ -107,6 +153,7 @@ async function floor(description: string, starter: Starter): Promise<MachineFloo
       });
       let end: (() => Promise<void>) | undefined;
       try {
+        await starter.prepare?.(id, directory);
         const started = performance.now();
         await tunnel.listen();
         end = await starter.start(id, directory, {

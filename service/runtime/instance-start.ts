@@ -7,6 +7,7 @@ import type { Instance, InstanceSpec, Resources } from './runtime';
 /** What the start of an instance has in common, whichever runtime starts it. */
 
 const ANSWER_TIMEOUT_MS = 10_000;
+const WAKE_AFTER_MS = 50;
 /** Of one variable. Linux takes 128 KiB. */
 const MAX_VARIABLE_BYTES = 100 * 1024;
 
@@ -76,10 +77,12 @@ export function initAgentAgain(
 
 /**
  * Asks a fresh agent something, and nobody waits for the answer: the first one takes 10 ms longer than all others, which a
- * claim or a first command would wait for.
+ * claim or a first command would wait for. A moment later: the one who waits for the machine comes first.
  */
 export function wakeAgent(instance: Instance): void {
-  pingAgent(instance, AbortSignal.timeout(ANSWER_TIMEOUT_MS)).catch(() => undefined); // whoever asks next is told
+  setTimeout(() => {
+    pingAgent(instance, AbortSignal.timeout(ANSWER_TIMEOUT_MS)).catch(() => undefined); // whoever asks next is told
+  }, WAKE_AFTER_MS).unref();
 }
 
 /** Rejects when the agent doesn't say that it is well. */

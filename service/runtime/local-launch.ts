@@ -1,15 +1,67 @@
-/**
- * The two tiny programs between the service and a local sandbox's supervisor.
- */
+import path from 'node:path';
+import { largestFileBytes } from './instance-start';
+import { bubblewrapArguments } from './local-bubblewrap';
+import type { Cgroup } from './local-cgroup';
+import type { LocalHost } from './local-host';
+import type { Resources } from './runtime';
+
+/** What lies between the service and a local sandbox's supervisor: two tiny programs, and the wall. */
+
+/** Of one sandbox. Paths are the host's. */
+export interface Launch {
+  /** Has `workspace`, `tmp`, `venv` and `etc` by the time that it is told to `go`. */
+  directory: string;
+  socketDirectory: string;
+  supervisor: string;
+  resources: Resources;
+  network: 'full' | 'none';
+  uid: number | undefined;
+  cgroup: Cgroup | undefined;
+}
+
+/** For `/bin/sh`, which becomes the sandbox once a line comes by its standard input. */
+export function launchArguments({ layout, facts }: LocalHost, launch: Launch): string[] {
+  const own = (name: string) => path.join(launch.directory, name);
+  const { resources, cgroup } = launch;
+  const node = [process.execPath, launch.supervisor];
+  const wall =
+    layout === undefined
+      ? [facts.baseExecutable, '-I', '-S', '-c', INIT_PROGRAM]
+      : [
+          layout.bubblewrap,
+          ...bubblewrapArguments(layout, {
+            workspace: own('workspace'),
+            temporary: own('tmp'),
+            environment: own('venv'),
+            etc: own('etc'),
+            tunnel: launch.socketDirectory,
+            network: launch.network,
+            uid: launch.uid,
+            cgroups: cgroup?.places ?? [],
+          }),
+        ];
+  const entrances = cgroup?.entrances ?? [];
+  const limits = [resources.openFiles, largestFileBytes(resources) / 512, entrances.length];
+  return [
+    '-c',
+    LAUNCH_SCRIPT,
+    'cellbox',
+    own('workspace'),
+    ...limits.map(String),
+    ...entrances,
+    ...wall,
+    ...node,
+  ];
+}
 
 /**
  * Shell: enters the control groups before anything of the sandbox runs, sets limits that processes inherit, and becomes
- * the program. Arguments: open files, largest file in blocks of 512 bytes, number of control group files, those files, the
- * program.
+ * the program once its standard input says so. Arguments: the program's directory, open files, largest file in blocks of 512
+ * bytes, number of control group files, those files, the program.
  */
-export const LAUNCH_SCRIPT = `
-files=$1 blocks=$2 groups=$3
-shift 3
+const LAUNCH_SCRIPT = `
+directory=$1 files=$2 blocks=$3 groups=$4
+shift 4
 while [ "$groups" -gt 0 ]; do
   echo $$ > "$1" || { echo "could not enter the control group $1" >&2; exit 97; }
   shift
@@ -18,7 +70,9 @@ done
 ulimit -c 0
 ulimit -f "$blocks" 2>/dev/null || true # lower already
 ulimit -n "$files" 2>/dev/null || ulimit -n "$(ulimit -H -n)"
-exec "$@"
+read -r _ || exit 98 # whoever started this has given up
+cd "$directory" || exit 98
+exec "$@" < /dev/null
 `;
 
 /**

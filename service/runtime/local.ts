@@ -1,31 +1,19 @@
 import { execFile, spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import fs from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ServiceError } from '../errors';
-import type { Logger } from '../log';
-import {
-  accountUids,
-  bubblewrapArguments,
-  chooseUid,
-  INSIDE,
-  probeBubblewrap,
-  SYSTEM_PATH,
-  writeEtc,
-} from './local-bubblewrap';
-import type { BubblewrapProbe, HostLayout } from './local-bubblewrap';
-import { Cgroup, probeCgroups, unenforcedLimits } from './local-cgroup';
-import type { CgroupHost } from './local-cgroup';
+import { accountUids, chooseUid, INSIDE, SYSTEM_PATH, writeEtc } from './local-bubblewrap';
+import type { HostLayout } from './local-bubblewrap';
+import { Cgroup } from './local-cgroup';
 import {
   alreadyExists,
   initAgent,
   isToldAtStart,
-  largestFileBytes,
   noSuchIsolation,
   notFound,
   startVariables,
@@ -33,11 +21,11 @@ import {
   wakeAgent,
 } from './instance-start';
 import { EnvironmentTemplate } from './local-environment';
-import { INIT_PROGRAM, LAUNCH_SCRIPT } from './local-launch';
+import { readLocalHost } from './local-host';
+import type { LocalHost, LocalHostOptions } from './local-host';
+import { launchArguments } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
-import { readPythonFacts } from './local-python';
-import type { PythonFacts } from './local-python';
 import type {
   Check,
   DialOptions,
@@ -65,13 +53,7 @@ import { TunnelServer } from './tunnel';
  *
  * Only workspace, tmp and venv can be written from inside when bubblewrap is there.
  */
-export interface LocalRuntimeOptions {
-  dataDir: string;
-  /** As `preparePython` gave it. */
-  python: string;
-  /** Where `agent.js` and `supervisor.js` are. */
-  agentDir: string;
-  bubblewrap: 'auto' | 'off' | 'require';
+export interface LocalRuntimeOptions extends LocalHostOptions {
   /** Level that every machine must have; the only one that there is, or the runtime does not open. */
   isolation?: string | undefined;
   /** How long a start may take until the agent is connected. */
@@ -81,7 +63,6 @@ export interface LocalRuntimeOptions {
   /** Secrets of one instance, the same after a restart of the service. */
   deriveSecret: (purpose: 'tunnel' | 'gateway', instanceId: string) => string;
   onInbound: InboundHandler;
-  logger: Logger;
 }
 
 /** Without rules of its own: a process of this host can't have any. */
@@ -91,8 +72,6 @@ interface InstanceState {
   id: string;
   startedAt: number;
   labels: Record<string, string>;
-  /** False until the agent has connected: what a crash in between leaves is half-made. */
-  ready: boolean;
   paused: boolean;
   /** The process we started; everything else is below it. */
   leader?: ProcessIdentity;
@@ -123,96 +102,12 @@ const SOCKET_PATH_BYTES = process.platform === 'linux' ? 107 : 103;
 
 /** Looks at what this host can do, once, and gives the runtime; rejects with a remedy when a demand can't be met. */
 export async function createLocalRuntime(options: LocalRuntimeOptions): Promise<Runtime> {
-  const { dataDir, agentDir, logger } = options;
-  for (const name of ['supervisor.js', 'agent.js']) {
-    if (!existsSync(path.join(agentDir, name)))
-      throw new ServiceError(
-        'failed_precondition',
-        `${path.join(agentDir, name)} is missing: run npm run build`,
-      );
-  }
-  const facts = await readPythonFacts(options.python);
-  await fs.mkdir(path.join(dataDir, 'local'), { recursive: true, mode: 0o700 });
-  const [bubblewrap, cgroups] = await Promise.all([tryBubblewrap(options, facts), probeCgroups()]);
-  if (!bubblewrap.usable && options.bubblewrap === 'require') {
-    throw new ServiceError(
-      'failed_precondition',
-      `CELLBOX_BUBBLEWRAP=require, but ${bubblewrap.reason}: ${bubblewrap.remedy}`,
-    );
-  }
-  const levels = levelsOf(bubblewrap.usable ? bubblewrap.layout : undefined);
+  const host = await readLocalHost(options);
+  const levels = levelsOf(host.layout);
   if (options.isolation !== undefined && !levels.includes(options.isolation))
     throw noSuchIsolation(options.isolation, levels, NEEDS_DOCKER);
-  const caveats = describeCaveats(bubblewrap, cgroups);
-  if (!bubblewrap.usable) logger.warn({ remedy: bubblewrap.remedy }, caveats[0]);
-  return new LocalRuntime(
-    options,
-    facts,
-    await EnvironmentTemplate.read(facts),
-    bubblewrap.usable ? bubblewrap.layout : undefined,
-    cgroups,
-    caveats,
-  );
-}
-
-async function tryBubblewrap(options: LocalRuntimeOptions, facts: PythonFacts): Promise<BubblewrapProbe> {
-  if (options.bubblewrap === 'off')
-    return {
-      usable: false,
-      reason: 'it is switched off (CELLBOX_BUBBLEWRAP=off)',
-      remedy: 'set CELLBOX_BUBBLEWRAP=auto',
-    };
-  const home = await homeDirectory();
-  const dataDir = await fs.realpath(options.dataDir);
-  const secret = [...new Set([dataDir, ...(home === undefined ? [] : [home])])];
-  const supervisor = path.join(options.agentDir, 'supervisor.js');
-  return probeBubblewrap({
-    needed: [facts.basePrefix, facts.prefix, process.execPath, options.agentDir],
-    secret,
-    program: [
-      '/bin/sh',
-      '-c',
-      `for file in "$1" "$2" "$3"; do
-        test -r "$file" || { echo "the user of sandboxes may not read $file" >&2; exit 1; }
-      done
-      "$1" -c "import encodings" && "$2" --version || exit 1
-      test ! -e "$4/local" || { echo "$4 can be seen" >&2; exit 1; }`,
-      'sh',
-      ...[facts.python, process.execPath, supervisor, dataDir],
-    ],
-  });
-}
-
-/** The home of the service's user, where there is one to hide. */
-async function homeDirectory(): Promise<string | undefined> {
-  try {
-    const home = await fs.realpath(os.homedir());
-    return home === '/' ? undefined : home;
-  } catch {
-    return undefined; // a user without an account or without the directory
-  }
-}
-
-/** One sentence for each thing that is not isolated or not limited. Pure. */
-export function describeCaveats(bubblewrap: BubblewrapProbe, cgroups: CgroupHost | undefined): string[] {
-  const caveats: string[] = [];
-  if (!bubblewrap.usable) {
-    caveats.push(
-      `NO ISOLATION: sandboxes run as this user on this host, with its files, processes and network, because ${bubblewrap.reason}; run only code that you trust`,
-      'Sandboxes without a network are refused',
-    );
-  } else {
-    caveats.push(
-      'Sandboxes share the host kernel without a system call filter, and the host network unless it is none: programs in them reach what listens on the loopback of this host',
-    );
-  }
-  const limits = unenforcedLimits(cgroups);
-  if (limits.length > 0)
-    caveats.push(`Not limited here, because no control group can be written: ${limits.join(', ')}`);
-  caveats.push(
-    'Disk limits are soft: no file can be larger than the limit; all of them together are measured, and a sandbox that has twice its disk is ended',
-  );
-  return caveats;
+  await fs.mkdir(path.join(options.dataDir, 'local'), { recursive: true, mode: 0o700 });
+  return new LocalRuntime(options, host, await EnvironmentTemplate.read(host.facts));
 }
 
 /** A path that fits into a Unix socket's address: in the instance's directory, or else in a short one of our own. */
@@ -240,6 +135,7 @@ class LocalRuntime implements Runtime {
   readonly name = 'local';
   readonly limitsDisk = false;
   readonly whyNoNetworkRules = NO_NETWORK_RULES;
+  readonly caveats: readonly string[];
   readonly isolationLevels: readonly string[];
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
@@ -251,13 +147,11 @@ class LocalRuntime implements Runtime {
 
   constructor(
     private readonly options: LocalRuntimeOptions,
-    private readonly facts: PythonFacts,
+    private readonly host: LocalHost,
     private readonly environmentTemplate: EnvironmentTemplate,
-    private readonly layout: HostLayout | undefined,
-    private readonly cgroups: CgroupHost | undefined,
-    readonly caveats: readonly string[],
   ) {
-    this.isolationLevels = levelsOf(layout);
+    this.caveats = host.caveats;
+    this.isolationLevels = levelsOf(host.layout);
   }
 
   async check(): Promise<Check[]> {
@@ -273,7 +167,7 @@ class LocalRuntime implements Runtime {
     return Promise.all([
       attempt('python', 'restart the service, which makes the environment anew', async () => {
         await fs.access(python, fs.constants.X_OK);
-        await fs.access(this.facts.sitePackages);
+        await fs.access(this.host.facts.sitePackages);
       }),
       attempt('agent', 'run npm run build', () => fs.access(path.join(agentDir, 'supervisor.js'))),
       attempt('data-directory', 'make it writable for the service', async () => {
@@ -286,7 +180,7 @@ class LocalRuntime implements Runtime {
         if (bavail * bsize < NEEDED_DISK_BYTES) throw new Error(`less than 100 MB free at ${dataDir}`);
       }),
       attempt('bubblewrap', 'install it again or restart the service', async () => {
-        if (this.layout !== undefined) await fs.access(this.layout.bubblewrap, fs.constants.X_OK);
+        if (this.host.layout !== undefined) await fs.access(this.host.layout.bubblewrap, fs.constants.X_OK);
       }),
     ]);
   }
@@ -295,7 +189,7 @@ class LocalRuntime implements Runtime {
     if (!/^[a-z0-9]+$/.test(spec.id))
       throw new ServiceError('invalid_argument', `Not an instance id: ${JSON.stringify(spec.id)}`);
     this.throwIfClosed();
-    if (spec.network === 'none' && this.layout === undefined) {
+    if (spec.network === 'none' && this.host.layout === undefined) {
       throw new ServiceError(
         'failed_precondition',
         'A sandbox without a network needs bubblewrap on the local runtime, which this host does not have',
@@ -332,23 +226,23 @@ class LocalRuntime implements Runtime {
       id: spec.id,
       startedAt: Date.now(),
       labels: spec.labels,
-      ready: false,
       paused: false,
       network: spec.network,
       socketPath: socketPathFor(this.options.dataDir, spec.id, runtimeDirectory()),
     };
     let handle: LocalInstance | undefined;
     try {
-      await this.writeState(state);
       const tunnel = this.newTunnel(state);
       handle = new LocalInstance(spec.id, this.options.deriveSecret('gateway', spec.id), tunnel);
-      await this.prepareDirectory(spec, state);
-      await tunnel.listen();
+      await allOf([this.chooseOwner(state), this.prepareGroup(spec, state)]);
+      // The kernel takes 5 to 20 ms to let the first process of a while into a control group.
+      const [child] = await allOf([
+        this.launch(spec, state),
+        this.prepareDirectory(spec, state).then(() => tunnel.listen()),
+      ]);
       throwIfCancelled(signal);
-      const child = await this.launch(spec, state);
+      child.stdin?.end('go\n');
       await this.connect(handle, spec, state, child, signal);
-      state.ready = true;
-      await this.writeState(state);
       throwIfCancelled(signal);
       this.handles.set(spec.id, handle);
       handle.watch(child, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
@@ -362,29 +256,26 @@ class LocalRuntime implements Runtime {
     }
   }
 
-  /** Everything that the sandbox will find, before its first process. */
+  /** Everything that the sandbox will find, before anything of it runs. */
   private async prepareDirectory(spec: LocalSpec, state: InstanceState): Promise<void> {
     const own = (name: string) => path.join(this.directory(spec.id), name);
-    const ownUid = this.layout?.identity === 'own-uid';
-    if (ownUid) {
-      state.uid = chooseUid(spec.id, new Set([...(await accountUids()), ...(await this.usedUids())]));
-      this.uids.add(state.uid);
-    }
-    const done = await Promise.allSettled([
+    await allOf([
       makeOwned(own('workspace'), state.uid),
       fs.mkdir(own('tmp')).then(() => fs.chmod(own('tmp'), 0o1777)),
       this.makeSocketDirectory(state),
       this.environmentTemplate.write(
         own('venv'),
-        this.layout === undefined ? own('venv') : INSIDE.environment,
+        this.host.layout === undefined ? own('venv') : INSIDE.environment,
         state.uid,
       ),
-      this.layout === undefined ? undefined : writeEtc(own('etc'), state.uid ?? 1000, spec.network),
-      this.prepareGroup(spec, state),
+      this.host.layout === undefined ? undefined : writeEtc(own('etc'), state.uid ?? 1000, spec.network),
     ]);
-    // None may be at it still when a start that failed is removed.
-    const failed = done.find((each) => each.status === 'rejected');
-    if (failed !== undefined) throw failed.reason;
+  }
+
+  private async chooseOwner(state: InstanceState): Promise<void> {
+    if (this.host.layout?.identity !== 'own-uid') return;
+    state.uid = chooseUid(state.id, new Set([...(await accountUids()), ...(await this.usedUids())]));
+    this.uids.add(state.uid);
   }
 
   private async prepareGroup(spec: InstanceSpec, state: InstanceState): Promise<void> {
@@ -392,7 +283,7 @@ class LocalRuntime implements Runtime {
     if (cgroup === undefined) return;
     await cgroup.create(spec.resources);
     state.grouped = true;
-    if (this.cgroups?.directories.memory !== undefined)
+    if (this.host.cgroups?.directories.memory !== undefined)
       state.memoryLimitBytes = spec.resources.memoryMB * 1024 * 1024;
   }
 
@@ -416,44 +307,26 @@ class LocalRuntime implements Runtime {
     await fs.chmod(directory, 0o755);
   }
 
+  /** Starts a shell that enters the control groups; told to `go`, it becomes the sandbox. */
   private async launch(spec: LocalSpec, state: InstanceState): Promise<ChildProcess> {
-    const own = (name: string) => path.join(this.directory(spec.id), name);
-    const supervisor = path.join(this.options.agentDir, 'supervisor.js');
-    const node = [process.execPath, supervisor];
-    const program =
-      this.layout === undefined
-        ? [this.facts.baseExecutable, '-I', '-S', '-c', INIT_PROGRAM, ...node]
-        : [
-            this.layout.bubblewrap,
-            ...bubblewrapArguments(this.layout, {
-              workspace: own('workspace'),
-              temporary: own('tmp'),
-              environment: own('venv'),
-              etc: own('etc'),
-              tunnel: path.dirname(this.socketPath(state)),
-              network: spec.network,
-              uid: state.uid,
-              cgroups: this.cgroup(spec.id)?.places ?? [],
-            }),
-            ...node,
-          ];
-    const entrances = this.cgroup(spec.id)?.entrances ?? [];
-    const log = await fs.open(own('log'), 'a', 0o600);
+    const directory = this.directory(spec.id);
+    const log = await fs.open(path.join(directory, 'log'), 'a', 0o600);
     try {
-      const child = spawn(
-        '/bin/sh',
-        [
-          ...['-c', LAUNCH_SCRIPT, 'cellbox', String(spec.resources.openFiles)],
-          String(largestFileBytes(spec.resources) / 512),
-          ...[String(entrances.length), ...entrances, ...program],
-        ],
-        {
-          detached: true,
-          stdio: ['ignore', log.fd, log.fd],
-          cwd: own('workspace'),
-          env: this.environment(spec, this.socketPath(state)),
-        },
-      );
+      const args = launchArguments(this.host, {
+        directory,
+        socketDirectory: path.dirname(this.socketPath(state)),
+        supervisor: path.join(this.options.agentDir, 'supervisor.js'),
+        resources: spec.resources,
+        network: spec.network,
+        uid: state.uid,
+        cgroup: this.cgroup(spec.id),
+      });
+      const child = spawn('/bin/sh', args, {
+        detached: true,
+        stdio: ['pipe', log.fd, log.fd],
+        cwd: directory,
+        env: this.environment(spec, this.socketPath(state)),
+      });
       child.unref();
       await new Promise<void>((resolve, reject) => {
         child.once('spawn', resolve);
@@ -462,6 +335,7 @@ class LocalRuntime implements Runtime {
         );
       });
       child.on('error', () => {}); // a kill that comes too late; ends are told by `exit`
+      child.stdin?.on('error', () => {}); // the same
       state.leader = child.pid === undefined ? undefined : await identify(child.pid);
       await this.writeState(state);
       return child;
@@ -473,14 +347,14 @@ class LocalRuntime implements Runtime {
   /** All that the supervisor gets to see: nothing of the service's own environment but PATH where there are no namespaces. */
   private environment(spec: InstanceSpec, socketPath: string): Record<string, string> {
     const own = (name: string) => path.join(this.directory(spec.id), name);
-    const isolated = this.layout !== undefined;
+    const isolated = this.host.layout !== undefined;
     const venv = isolated ? INSIDE.environment : own('venv');
     const socket = isolated ? path.join(INSIDE.tunnel, path.basename(socketPath)) : socketPath;
     const user = isolated ? 'user' : (process.env['USER'] ?? 'user');
     const rest = isolated ? SYSTEM_PATH : (process.env['PATH'] ?? SYSTEM_PATH);
     return {
       [MARK]: spec.id,
-      PATH: [path.join(venv, 'bin'), path.join(this.facts.prefix, 'bin'), rest].join(':'),
+      PATH: [path.join(venv, 'bin'), path.join(this.host.facts.prefix, 'bin'), rest].join(':'),
       HOME: isolated ? INSIDE.home : own('workspace'),
       USER: user,
       LOGNAME: user,
@@ -567,10 +441,8 @@ class LocalRuntime implements Runtime {
       return { id, state: this.starts.has(id) ? 'starting' : 'dead', startedAt: found.mtimeMs, labels: {} };
     }
     const { startedAt, labels, leader } = state;
-    if (!state.ready && this.starts.has(id)) return { id, state: 'starting', startedAt, labels };
+    if (this.starts.has(id)) return { id, state: 'starting', startedAt, labels };
     const alive = leader !== undefined && (await isAlive(leader));
-    // Not ready: a service that crashed during the start left it, and nobody will finish it.
-    if (!state.ready) return { id, state: alive ? 'starting' : 'dead', startedAt, labels };
     const now = !alive ? 'halted' : state.paused ? 'paused' : 'running';
     return { id, state: now, startedAt, labels };
   }
@@ -673,6 +545,7 @@ class LocalRuntime implements Runtime {
       throwIfCancelled(signal);
       handle.boot();
       const child = await this.launch({ ...spec, network }, state);
+      child.stdin?.end('go\n');
       await this.connect(handle, spec, state, child, signal);
       handle.watch(child, () => this.look(state), (detail) => this.ended(state, detail)); // prettier-ignore
     } catch (error) {
@@ -700,7 +573,6 @@ class LocalRuntime implements Runtime {
         id,
         startedAt: 0,
         labels: {},
-        ready: false,
         paused: false,
       };
       await this.destroy(state, () => handle?.finish({ reason: 'stopped' }));
@@ -801,8 +673,10 @@ class LocalRuntime implements Runtime {
 
   private async kill(state: InstanceState): Promise<void> {
     const isEmpty = await this.cgroup(state.id)?.kill();
-    // With namespaces nothing can have left the group. Without, and for what hangs, the other marks are needed.
-    if (isEmpty === true && state.grouped === true && this.layout !== undefined) return;
+    // With namespaces nothing can have left the group, once the first process has entered it. Without, and for what hangs,
+    // the other marks are needed.
+    const hasEntered = state.leader === undefined || !(await isAlive(state.leader));
+    if (isEmpty === true && state.grouped === true && this.host.layout !== undefined && hasEntered) return;
     await killTree(this.marks(state));
   }
 
@@ -829,7 +703,7 @@ class LocalRuntime implements Runtime {
   }
 
   private cgroup(id: string): Cgroup | undefined {
-    return this.cgroups && new Cgroup(this.cgroups, `cellbox-${id}`);
+    return this.host.cgroups && new Cgroup(this.host.cgroups, `cellbox-${id}`);
   }
 
   private newTunnel(state: InstanceState): TunnelServer {
@@ -872,10 +746,10 @@ class LocalRuntime implements Runtime {
     await fs.rename(`${file}.tmp`, file);
   }
 
-  /** Of a machine that has come up once, whether or not it runs now. */
+  /** Of a machine that is not just being made, whether or not it runs now. */
   private async madeState(id: string): Promise<InstanceState> {
     const state = await this.readState(id);
-    if (state === undefined || !state.ready) throw notFound(id);
+    if (state === undefined || this.starts.has(id)) throw notFound(id);
     return state;
   }
 
@@ -885,12 +759,13 @@ class LocalRuntime implements Runtime {
 
   private async isRunning(id: string): Promise<boolean> {
     const state = await this.readState(id);
-    return state?.leader !== undefined && state.ready && (await isAlive(state.leader));
+    return state?.leader !== undefined && (await isAlive(state.leader));
   }
 
   private async liveState(id: string): Promise<InstanceState> {
     const state = await this.readState(id);
-    if (state?.leader === undefined || !state.ready || !(await isAlive(state.leader))) throw notFound(id);
+    if (state?.leader === undefined || this.starts.has(id) || !(await isAlive(state.leader)))
+      throw notFound(id);
     return state;
   }
 
@@ -1005,6 +880,14 @@ class LocalInstance implements Instance {
 
 function noNetworkRules(): ServiceError {
   return new ServiceError('failed_precondition', NO_NETWORK_RULES);
+}
+
+/** As `Promise.all`, but none is still at it when this rejects: whoever hears of a failure removes what they work on. */
+async function allOf<const Work extends readonly unknown[]>(
+  work: Work,
+): Promise<{ -readonly [Key in keyof Work]: Awaited<Work[Key]> }> {
+  await Promise.allSettled(work);
+  return Promise.all(work);
 }
 
 /** What the files below the directories take, those left out that may not be looked at. */

@@ -1,4 +1,5 @@
-import { describeCaveats, socketPathFor } from '../../../service/runtime/local';
+import { socketPathFor } from '../../../service/runtime/local';
+import { describeCaveats } from '../../../service/runtime/local-host';
 import type { HostLayout } from '../../../service/runtime/local-bubblewrap';
 
 describe('socketPathFor()', () => {

@@ -1,5 +1,4 @@
 import { create } from '@bufbuild/protobuf';
-import type { JsonObject } from '@bufbuild/protobuf';
 import { TimestampSchema } from '@bufbuild/protobuf/wkt';
 import type { Timestamp } from '@bufbuild/protobuf/wkt';
 import { EntryInfoSchema, FileType, FileTypeSchema } from '../../../protocol/envd/gen/filesystem_pb';
@@ -27,23 +26,29 @@ export function entryMessage(entry: FileEntry): EntryInfo {
 }
 
 /**
- * What the message's own conversion to JSON gives, which asks the schema about every field of every entry: 5 ms for a
- * thousand of them, where this and its text take 1.5 ms.
+ * The message in JSON, as its own conversion gives it, which asks the schema about every field of every entry: 5 ms for a
+ * thousand of them, and 1.5 ms where that makes objects for `JSON.stringify`. Texts put together take 0.6 ms.
  */
-export function entryJson(entry: FileEntry): JsonObject {
-  const json: JsonObject = {};
-  if (entry.name !== '') json['name'] = entry.name;
-  if (entry.type !== FileType.UNSPECIFIED) json['type'] = typeName(entry.type);
-  if (entry.path !== '') json['path'] = entry.path;
-  if (entry.size !== 0) json['size'] = String(entry.size);
-  if (entry.mode !== 0) json['mode'] = entry.mode;
-  json['permissions'] = entry.permissions;
-  if (entry.owner !== '') json['owner'] = entry.owner;
-  if (entry.group !== '') json['group'] = entry.group;
-  if (hasTime(entry)) json['modifiedTime'] = timeText(entry);
-  if (entry.symlinkTarget !== undefined) json['symlinkTarget'] = entry.symlinkTarget;
-  if (Object.keys(entry.metadata).length > 0) json['metadata'] = entry.metadata;
-  return json;
+export function entryText(entry: FileEntry): string {
+  let text = `{"permissions":${quoted(entry.permissions)}`;
+  if (entry.name !== '') text += `,"name":${quoted(entry.name)}`;
+  if (entry.type !== FileType.UNSPECIFIED) text += `,"type":"${typeName(entry.type)}"`;
+  if (entry.path !== '') text += `,"path":${quoted(entry.path)}`;
+  if (entry.size !== 0) text += `,"size":"${entry.size}"`;
+  if (entry.mode !== 0) text += `,"mode":${entry.mode}`;
+  if (entry.owner !== '') text += `,"owner":${quoted(entry.owner)}`;
+  if (entry.group !== '') text += `,"group":${quoted(entry.group)}`;
+  if (hasTime(entry)) text += `,"modifiedTime":"${timeText(entry)}"`;
+  if (entry.symlinkTarget !== undefined) text += `,"symlinkTarget":${quoted(entry.symlinkTarget)}`;
+  for (const _ in entry.metadata) return `${text},"metadata":${JSON.stringify(entry.metadata)}}`;
+  return `${text}}`;
+}
+
+/** Needs nothing escaped in JSON. */
+const PLAIN = /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/;
+
+function quoted(text: string): string {
+  return PLAIN.test(text) ? `"${text}"` : JSON.stringify(text);
 }
 
 function typeName(type: FileType): string {

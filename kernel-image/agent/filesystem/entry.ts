@@ -7,7 +7,7 @@ import { readMetadata } from '../xattr';
 import type { DiskPath, Metadata } from '../xattr';
 import { callerSpelling } from './disk-path';
 import { readFileState } from './file-state';
-import type { FileState } from './file-state';
+import type { FileState, OpenPlace } from './file-state';
 import { readOwners } from './owners';
 import type { Owners } from './owners';
 import { WithoutMetadata } from './without-metadata';
@@ -69,8 +69,9 @@ export function describe(
   apiPath: string,
   diskPath: DiskPath,
   name = path.posix.basename(apiPath) || '/',
+  within?: OpenPlace,
 ): FileEntry {
-  const own = readFileState(diskPath);
+  const own = readFileState(diskPath, within);
   const isLink = kindOf(own.mode) === S_IFLNK;
   const mode = isLink ? followedMode(diskPath) : own.mode;
   const type = TYPES.get(kindOf(mode)) ?? FileType.UNSPECIFIED;

@@ -37,29 +37,42 @@ type Statx = (directory: number, path: DiskPath, flags: number, mask: number, in
 /** `undefined` until the first call. */
 let statx: Statx | null | undefined;
 /** The one answer: read before the next call. */
-const answer = Buffer.alloc(256);
+const answer = Buffer.from(new ArrayBuffer(256));
+/** Its 32-bit fields: `readUInt32LE` for each takes a sixth of the time of the call. */
+const words = new Uint32Array(answer.buffer);
+const signedWords = new Int32Array(answer.buffer);
+
+/** A name in a directory that is open: the kernel need not walk the whole path for it, which in a container is a third of the call. */
+export interface OpenPlace {
+  directory: number;
+  name: DiskPath;
+}
 
 /**
  * Throws Node's error, with its code, when there is no such file. The call itself in place of Node's `lstatSync`, which
  * makes a large object of it: 1.7 µs instead of 3.4 for each file of a long list.
+ *
+ * @param within the same file, where its directory is open
  */
-export function readFileState(place: DiskPath): FileState {
+export function readFileState(place: DiskPath, within?: OpenPlace): FileState {
   if (statx === undefined) statx = declareStatx();
   if (statx === null) return readByNode(place);
-  const file = typeof place === 'string' ? place : terminated(place);
-  if (statx(AT_FDCWD, file, AT_SYMLINK_NOFOLLOW, WANTED, answer) !== 0) throw lastError('statx');
-  // Offsets of `struct statx`, the same on every architecture.
+  const { directory, name } = within ?? { directory: AT_FDCWD, name: place };
+  const file = typeof name === 'string' ? name : terminated(name);
+  if (statx(directory, file, AT_SYMLINK_NOFOLLOW, WANTED, answer) !== 0) throw lastError('statx');
+  // By the offsets of `struct statx`, the same on every architecture; halves as on those with the lower one first.
+  const word = (offset: number) => words[offset / 4] ?? 0;
+  const signed = (offset: number) => (signedWords[offset / 4 + 1] ?? 0) * WORD + word(offset);
   return {
-    mode: answer.readUInt16LE(28),
-    uid: answer.readUInt32LE(20),
-    gid: answer.readUInt32LE(24),
-    size: answer.readUInt32LE(44) * WORD + answer.readUInt32LE(40),
-    modifiedSeconds: answer.readInt32LE(116) * WORD + answer.readUInt32LE(112),
-    modifiedNanos: answer.readUInt32LE(120),
-    changedMs:
-      (answer.readInt32LE(100) * WORD + answer.readUInt32LE(96)) * 1000 + answer.readUInt32LE(104) / 1e6,
-    device: answer.readUInt32LE(136) * WORD + answer.readUInt32LE(140),
-    inode: answer.readUInt32LE(36) * WORD + answer.readUInt32LE(32),
+    mode: word(28) & 0xffff,
+    uid: word(20),
+    gid: word(24),
+    size: word(44) * WORD + word(40),
+    modifiedSeconds: signed(112),
+    modifiedNanos: word(120),
+    changedMs: signed(96) * 1000 + word(104) / 1e6,
+    device: word(136) * WORD + word(140),
+    inode: word(36) * WORD + word(32),
   };
 }
 

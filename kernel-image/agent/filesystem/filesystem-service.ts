@@ -11,7 +11,7 @@ import type { SandboxUser } from '../users';
 import { makeDirectories } from './directories';
 import { entryView, readEntry } from './entry';
 import type { FileEntry } from './entry';
-import { entryJson } from './entry-codec';
+import { entryText } from './entry-codec';
 import { errorCode, fileFailure } from './failure';
 import { listDirectory } from './list';
 import { forClient, isLegacyClient } from './legacy-client';
@@ -89,7 +89,7 @@ export function createFilesystemService(context: AgentContext): Partial<ServiceI
         listDirectory(view, apiPath, users.toDisk(apiPath), request.depth || 1, tell);
       if (wantsJson(call) && !isLegacyClient(call)) {
         // Texts and no objects: of thousands that live to the end each is copied twice by the garbage collector.
-        const entries = await list((entry) => JSON.stringify(entryJson(entry)));
+        const entries = await list(entryText);
         answerWithJson(call, `{"entries":[${entries.join(',')}]}`);
         return {};
       }

@@ -1,7 +1,7 @@
 import { toJson } from '@bufbuild/protobuf';
 import fc from 'fast-check';
 import type { FileEntry } from '../../../kernel-image/agent/filesystem/entry';
-import { entryJson, entryMessage } from '../../../kernel-image/agent/filesystem/entry-codec';
+import { entryMessage, entryText } from '../../../kernel-image/agent/filesystem/entry-codec';
 import { EntryInfoSchema, FileType } from '../../../protocol/envd/gen/filesystem_pb';
 
 const MAX_SECONDS = 253_402_300_799;
@@ -28,11 +28,11 @@ const entries: fc.Arbitrary<FileEntry> = fc.record({
   ),
 });
 
-describe('entryJson', () => {
+describe('entryText', () => {
   it('gives what the message gives as JSON', () => {
     fc.assert(
       fc.property(entries, (entry) => {
-        expect(entryJson(entry)).toEqual(toJson(EntryInfoSchema, entryMessage(entry)));
+        expect(JSON.parse(entryText(entry))).toEqual(toJson(EntryInfoSchema, entryMessage(entry)));
       }),
     );
   });
@@ -43,7 +43,7 @@ describe('entryJson', () => {
   ])('tells the nearest time for one %s', (_case, modifiedSeconds, modifiedTime) => {
     const [entry] = fc.sample(entries, 1);
     const odd = { ...(entry as FileEntry), modifiedSeconds, modifiedNanos: 0 };
-    expect(entryJson(odd)).toMatchObject({ modifiedTime });
+    expect(JSON.parse(entryText(odd))).toMatchObject({ modifiedTime });
     expect(toJson(EntryInfoSchema, entryMessage(odd))).toMatchObject({ modifiedTime });
   });
 });

@@ -21,8 +21,14 @@ describe('readFileState', () => {
     make(place);
     if (modified !== undefined) fs.utimesSync(place, modified, modified);
     const expected = fs.lstatSync(place, { bigint: true });
-    for (const spelling of [place, Buffer.from(place)]) {
-      const state = readFileState(spelling);
+    const opened = fs.openSync(directory, 'r');
+    const within = [path.basename(place), Buffer.from(path.basename(place))];
+    const states = [
+      ...[place, Buffer.from(place)].map((spelling) => readFileState(spelling)),
+      ...within.map((name) => readFileState('/nowhere', { directory: opened, name })),
+    ];
+    fs.closeSync(opened);
+    for (const state of states) {
       expect(state).toEqual({
         mode: Number(expected.mode),
         uid: Number(expected.uid),

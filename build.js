@@ -36,6 +36,8 @@ const COMMON = {
 const SERVICE_EXTERNAL = ['libsql', 'cpu-features', 'pg-native', '*.node'];
 /** The process keeps its text in memory: 5 MB instead of 14. Lines, so that a stack trace still tells where. */
 const SMALL = { minifyWhitespace: true, legalComments: 'none', lineLimit: 120 };
+/** `import()` becomes `require()`: a script that was compiled before (`run-bundle.js`) has lost its way to Node's loader. */
+const REQUIRED = { supported: { 'dynamic-import': false } };
 /** Written by npm with every change to node_modules: stands for all that bundles have from there. */
 const INSTALLED = 'node_modules/.package-lock.json';
 /** Which files `dist/` was made of, and as what: size and time of change of each. */
@@ -58,7 +60,7 @@ async function build() {
   fs.rmSync(INPUTS, { force: true });
   const service = { ...COMMON, outdir: 'dist', sourcemap: 'linked', sourcesContent: false };
   const made = await Promise.all([
-    bundle({ ...service, entryPoints: SERVICE, external: SERVICE_EXTERNAL, ...SMALL }),
+    bundle({ ...service, entryPoints: SERVICE, external: SERVICE_EXTERNAL, ...SMALL, ...REQUIRED }),
     bundle({ ...service, entryPoints: present(TOOLS), packages: 'external' }),
     buildAgent(path.join(root, 'dist', 'agent')),
   ]);

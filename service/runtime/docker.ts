@@ -1,34 +1,25 @@
 import crypto from 'node:crypto';
 import fs from 'node:fs/promises';
-import net from 'node:net';
-import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
-import type { Readable } from 'node:stream';
-import { setTimeout as delay } from 'node:timers/promises';
 import type Dockerode from 'dockerode';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
-import {
-  LABELS,
-  TUNNEL_DIR_INSIDE,
-  containerOptions,
-  resourceLimits,
-  toOutput,
-  toRecord,
-  toStats,
-} from './docker-container';
-import type { EngineLimits } from './docker-container';
+import { LABELS, TUNNEL_DIR_INSIDE, containerOptions, toOutput, toRecord, toStats } from './docker-container';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
+import { followEvents } from './docker-events';
+import type { EngineEvent } from './docker-events';
+import { probeEngine, rulesEnvironment } from './docker-facts';
+import type { EngineFacts } from './docker-facts';
 import { removeContainer, runHelper } from './docker-helper';
+import { DockerInstance } from './docker-instance';
 import { DockerIsolation, isHostKernel } from './docker-isolation';
-import type { EngineRuntimes, IsolationLevel } from './docker-isolation';
-import { SET_RULES, ensureNetwork, networkNames, proxyNetworkNames } from './docker-network';
+import type { IsolationLevel } from './docker-isolation';
+import { ensureNetwork, networkNames } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyLines, policyOf } from './docker-policy';
 import type { MachinePolicy } from './docker-policy';
 import { DomainProxy, proxyFound } from './docker-proxy';
-import { NEVER_PROXIED } from './docker-proxy-config';
 import { HostRules, namedRules } from './docker-rules';
 import {
   alreadyExists,
@@ -42,7 +33,6 @@ import {
 import { MAX_OUTPUT_LINES } from './runtime';
 import type {
   Check,
-  DialOptions,
   InboundHandler,
   Instance,
   InstanceEnd,
@@ -97,17 +87,6 @@ const NO_NAME_SERVERS =
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
 
-/** What was found out about the engine at creation. */
-interface Facts {
-  imageId: string;
-  limits: EngineLimits;
-  caveats: string[];
-  engine: EngineRuntimes;
-  userNamespaces: boolean;
-  /** Name servers that a machine's own network leads to: where rules can close name resolution. */
-  nameServers: string[];
-}
-
 /**
  * Proves the engine fit for sandboxes, makes the network and the host's rules for it, and gives the runtime.
  *
@@ -131,7 +110,17 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
     return undefined;
   });
   const rules = policyLines(names, policies, proxy);
-  const facts = await probeEngine(docker, options, serviceId, tunnels, names, rules);
+  const { image, resources, nameServers } = options;
+  const facts = await probeEngine({
+    docker,
+    image,
+    serviceId,
+    resources,
+    nameServers,
+    tunnels,
+    names,
+    rules,
+  });
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
   const isolation = new DockerIsolation({
     docker,
@@ -195,169 +184,8 @@ async function runningPolicies(
   return policies;
 }
 
-/** What `SET_RULES` and `CLEAR_RULES` read. */
-function rulesEnvironment(names: NetworkNames, nameServers: readonly string[] = []): Record<string, string> {
-  return {
-    BRIDGE: names.bridge,
-    PROXY_BRIDGE: proxyNetworkNames(names).bridge,
-    CHAIN: names.chain,
-    NAME_SERVERS: nameServers.join(' '),
-    NEVER_PROXIED: NEVER_PROXIED.join(' '),
-  };
-}
-
 function sandboxFilters(serviceId: string): string[] {
   return [`${LABELS.service}=${serviceId}`, `${LABELS.kind}=sandbox`];
-}
-
-/** Sets the host's rules and learns, in the same helper container, which limits this engine can enforce. */
-async function probeEngine(
-  docker: Dockerode,
-  options: DockerRuntimeOptions,
-  serviceId: string,
-  tunnels: string,
-  names: NetworkNames,
-  rules: string,
-): Promise<Facts> {
-  const info = (await callEngine('info', docker.info())) as {
-    NCPU?: number;
-    OperatingSystem?: string;
-    OSType?: string;
-    Driver?: string;
-    DriverStatus?: Array<[string, string]>;
-    SecurityOptions?: string[];
-    MemoryLimit?: boolean;
-    PidsLimit?: boolean;
-    CpuCfsQuota?: boolean;
-  } & EngineRuntimes;
-  if (info.OSType !== 'linux' || info.OperatingSystem === 'Docker Desktop') {
-    throw new ServiceError(
-      'failed_precondition',
-      `This engine (${info.OperatingSystem ?? 'unknown'}) keeps its containers in a machine of its own, where the tunnel's sockets don't reach`,
-      { remedy: 'Use an engine on this Linux host, or set CELLBOX_RUNTIME=local.' },
-    );
-  }
-  let image: Dockerode.ImageInspectInfo;
-  try {
-    image = await callEngine('inspect image', docker.getImage(options.image).inspect());
-  } catch (error) {
-    if (engineStatus(error) !== 404) throw error;
-    throw new ServiceError('failed_precondition', `The engine has no image ${options.image}`, {
-      cause: error,
-      remedy: `docker pull ${options.image}, or unset CELLBOX_IMAGE to build one.`,
-    });
-  }
-
-  const caveats: string[] = [];
-  const limits: EngineLimits = { diskQuota: mayHaveQuota(info) };
-  const { resources } = options;
-  const security = info.SecurityOptions ?? [];
-  if (!security.some((each) => each.startsWith('name=seccomp')))
-    caveats.push('This engine has no seccomp: sandboxes can make every system call.');
-  if (info.MemoryLimit === false) caveats.push("This engine can't limit memory.");
-  if (info.PidsLimit === false) caveats.push("This engine can't limit the number of processes.");
-  if (info.CpuCfsQuota === false) caveats.push("This engine can't limit CPU time.");
-  // The engine refuses a machine that is to have more of them than there are.
-  if (info.NCPU !== undefined) limits.cpus = info.NCPU;
-  if (info.NCPU !== undefined && info.NCPU < resources.cpuCount) {
-    caveats.push(`This host has ${info.NCPU} CPU; sandboxes asked to have ${resources.cpuCount} share it.`);
-  }
-
-  const userNamespaces = security.includes('name=userns');
-  // A marker that the helper looks for: the tunnel works only where the engine sees the directories that we see. In a
-  // directory like a tunnel's: root in the helper has no right to look into ours, unless we are root, too.
-  const marker = `probe-${crypto.randomBytes(6).toString('hex')}`;
-  const directory = path.join(tunnels, marker);
-  await fs.mkdir(directory);
-  await fs.chmod(directory, 0o755);
-  await fs.writeFile(path.join(directory, marker), '');
-  const attempt = () =>
-    runHelper(docker, {
-      image: image.Id,
-      serviceId,
-      userNamespaces,
-      env: rulesEnvironment(names, options.nameServers),
-      script: `[ -e ${TUNNEL_DIR_INSIDE}/${marker} ] || { echo "no shared directories" >&2; exit 97; }
-echo "files=$(ulimit -Hn)"
-${SET_RULES}`,
-      input: rules,
-      hostConfig: {
-        ...resourceLimits(resources, limits),
-        Mounts: [{ Type: 'bind', Source: directory, Target: TUNNEL_DIR_INSIDE, ReadOnly: true }],
-        ShmSize: 64 * 1024 * 1024,
-      },
-    });
-  let output = '';
-  try {
-    // Each failure that a limit explains takes that limit away once; so this ends.
-    for (;;) {
-      try {
-        output = await attempt();
-        break;
-      } catch (error) {
-        const detail = engineDetail(error);
-        if (limits.diskQuota && /storage-opt|quota/i.test(detail)) {
-          limits.diskQuota = false;
-        } else if (limits.openFiles === undefined && /rlimit|ulimit/i.test(detail)) {
-          limits.openFiles = await engineOpenFiles(docker, image.Id, serviceId);
-          caveats.push(
-            `This engine gives a process at most ${limits.openFiles} open files; sandboxes may ask for ${resources.openFiles}.`,
-          );
-        } else if (/no shared directories|bind source path does not exist/.test(detail)) {
-          throw new ServiceError(
-            'failed_precondition',
-            'The engine does not see this machine’s directories; a remote engine can’t be used yet',
-            { cause: error, remedy: 'Unset DOCKER_HOST, or set CELLBOX_RUNTIME=local.' },
-          );
-        } else {
-          throw new ServiceError(
-            'failed_precondition',
-            `The host's network rules for sandboxes can't be set: ${detail}`,
-            {
-              cause: error,
-              remedy:
-                'Sandboxes would reach this host and the cloud’s metadata; see docs/decisions/0005-docker-network.md.',
-            },
-          );
-        }
-      }
-    }
-  } finally {
-    await fs.rm(directory, { recursive: true, force: true });
-  }
-  if (!limits.diskQuota)
-    caveats.push(
-      `Disk limits are soft: the engine's storage (${info.Driver ?? 'unknown'}) has no quotas here. No file can be larger than the limit; all of them together are measured, and a sandbox that has twice its disk is ended.`,
-    );
-  const nameServers = await nameServersOf(output);
-  return { imageId: image.Id, limits, caveats, engine: info, userNamespaces, nameServers };
-}
-
-/**
- * The host's name servers but for those on loopback: the engine asks these itself, past every rule for a machine. Where
- * there are no others, those that systemd's resolver passes questions on to.
- */
-async function nameServersOf(helperOutput: string): Promise<string[]> {
-  const told = /^resolvers:(.*)$/m.exec(helperOutput)?.[1]?.trim().split(' ') ?? [];
-  const servers = told.filter((address) => net.isIPv4(address));
-  if (servers.length > 0) return servers;
-  const text = await fs.readFile('/run/systemd/resolve/resolv.conf', 'utf8').catch(() => ''); // another resolver, or none
-  return [...text.matchAll(/^nameserver\s+(\S+)/gm)].flatMap(([, address = '']) =>
-    net.isIPv4(address) && !address.startsWith('127.') ? [address] : [],
-  );
-}
-
-/** Drivers that take a size; overlay2 does on xfs with project quotas only, which trying finds out. */
-function mayHaveQuota(info: { Driver?: string; DriverStatus?: Array<[string, string]> }): boolean {
-  if (info.Driver === 'btrfs' || info.Driver === 'zfs') return true;
-  const backing = info.DriverStatus?.find(([name]) => name === 'Backing Filesystem')?.[1];
-  return info.Driver === 'overlay2' && backing === 'xfs';
-}
-
-async function engineOpenFiles(docker: Dockerode, image: string, serviceId: string): Promise<number> {
-  const output = await runHelper(docker, { image, serviceId, script: 'ulimit -Hn' });
-  const files = Number(output.trim());
-  return Number.isInteger(files) && files > 0 ? files : 1024;
 }
 
 /** Sandboxes as containers of one Docker engine; the contract is on `Runtime`. */
@@ -385,7 +213,7 @@ class DockerRuntime implements Runtime {
     private readonly serviceId: string,
     private readonly names: NetworkNames,
     private readonly tunnels: string,
-    private readonly facts: Facts,
+    private readonly facts: EngineFacts,
     private readonly isolation: DockerIsolation,
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
@@ -1025,52 +853,25 @@ class DockerRuntime implements Runtime {
   async watch(): Promise<void> {
     let connected: () => void = () => undefined;
     const first = new Promise<void>((resolve) => (connected = resolve));
-    this.watcher = this.followEvents(connected);
+    this.watcher = followEvents({
+      docker: this.docker,
+      labels: this.filters(),
+      signal: this.closing.signal,
+      logger: this.options.logger,
+      onEvent: (event) => this.onEvent(event),
+      onConnected: async (isFirst) => {
+        connected();
+        if (isFirst) return;
+        // The engine was away. A restart may have ended machines, or kept them; and it rewrites the firewall.
+        await this.reconcile();
+        await this.clearDoomed();
+        void this.rules.assert();
+      },
+    });
     await callEngine('follow events', Promise.race([first, this.watcher]), 10_000);
   }
 
-  private async followEvents(onConnected: () => void): Promise<void> {
-    let isFirst = true;
-    for (let failures = 0; !this.closing.signal.aborted;) {
-      try {
-        const stream = (await callEngine(
-          'follow events',
-          this.docker.getEvents({
-            abortSignal: this.closing.signal,
-            filters: { type: ['container'], event: ['die', 'oom'], label: this.filters() },
-          }),
-        )) as Readable;
-        failures = 0;
-        onConnected();
-        if (!isFirst) {
-          // The engine was away. A restart may have ended machines, or kept them; and it rewrites the firewall.
-          await this.reconcile();
-          await this.clearDoomed();
-          void this.rules.assert();
-        }
-        isFirst = false;
-        let rest = '';
-        for await (const chunk of stream.setEncoding('utf8')) {
-          const lines = (rest + String(chunk)).split('\n');
-          rest = lines.pop() ?? '';
-          for (const line of lines) this.onEvent(line);
-        }
-      } catch (error) {
-        if (this.closing.signal.aborted) break;
-        this.options.logger.warn(
-          { error },
-          'the container engine went away; sandboxes are not given up for that',
-        );
-      }
-      failures++;
-      const pauseMs = Math.min(5_000, 100 * 2 ** Math.min(failures, 10));
-      await delay(pauseMs, undefined, { signal: this.closing.signal }).catch(() => undefined); // closed: the loop ends
-    }
-  }
-
-  private onEvent(line: string): void {
-    const event = parseEvent(line);
-    if (event === undefined) return;
+  private onEvent(event: EngineEvent): void {
     const handle = [...this.handles.values()].find((each) => each.containerId === event.containerId);
     if (handle === undefined) return;
     if (event.action === 'oom') {
@@ -1228,82 +1029,6 @@ class DockerRuntime implements Runtime {
 
   private throwIfClosed(): void {
     if (this.closed !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
-  }
-}
-
-/** The handle. The runtime settles `ended`, by the engine's word. */
-class DockerInstance implements Instance {
-  readonly ended: Promise<InstanceEnd>;
-  isEndExpected = false;
-  ranOutOfMemory = false;
-  /** What the container's end means: nothing while it is halted, a failure while it boots, else the machine's end. */
-  life: 'running' | 'halted' | 'booting' = 'running';
-  /** It has been halted and has come back. */
-  hasBooted = false;
-  /** The container has ended while it booted. */
-  onBootEnd: (() => void) | undefined;
-  private isGone = false;
-  private settle: (end: InstanceEnd) => void = () => undefined;
-
-  constructor(
-    readonly id: string,
-    readonly containerId: string,
-    readonly gatewayToken: string,
-    readonly tunnel: TunnelServer,
-  ) {
-    this.ended = new Promise((resolve) => (this.settle = resolve));
-  }
-
-  async dial(port: number, options?: DialOptions): Promise<Socket> {
-    if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
-    if (this.life === 'halted') throw new ServiceError('unavailable', 'The sandbox is halted');
-    return this.tunnel.dial(port, options);
-  }
-
-  async setDeadline(deadlineAt: number): Promise<void> {
-    if (this.isGone || this.isEndExpected) throw new ServiceError('unavailable', 'The sandbox is gone');
-    if (this.life === 'halted') throw new ServiceError('unavailable', 'The sandbox is halted');
-    await this.tunnel.setDeadline(deadlineAt);
-  }
-
-  /** What happens to the machine from now on is our doing. */
-  expectEnd(): void {
-    this.isEndExpected = true;
-  }
-
-  /** The tunnel is closed by then. The first end counts. */
-  finish(end: InstanceEnd): void {
-    this.isGone = true;
-    this.settle(end);
-  }
-
-  /** Lets go of a machine that goes on running; `ended` stays open. */
-  async release(): Promise<void> {
-    this.isGone = true;
-    await this.tunnel.close();
-  }
-}
-
-interface EngineEvent {
-  action: 'die' | 'oom';
-  containerId: string;
-  exitCode?: string;
-}
-
-/** One line of the engine's event stream; undefined for what we did not ask for. */
-export function parseEvent(line: string): EngineEvent | undefined {
-  try {
-    const event = JSON.parse(line) as {
-      Action?: unknown;
-      Actor?: { ID?: unknown; Attributes?: { exitCode?: unknown } };
-    } | null;
-    const action = event?.Action;
-    const containerId = event?.Actor?.ID;
-    if ((action !== 'die' && action !== 'oom') || typeof containerId !== 'string') return undefined;
-    const exitCode = event?.Actor?.Attributes?.exitCode;
-    return { action, containerId, ...(typeof exitCode === 'string' ? { exitCode } : {}) };
-  } catch {
-    return undefined; // a line cut off by the end of the stream; the reconnect compares everything anyway
   }
 }
 

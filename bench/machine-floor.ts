@@ -9,9 +9,10 @@ import type { Config } from '../service/config';
 import { Interpreter } from '../service/interpreter/interpreter';
 import { AGENT_DIR, connectEngine, prepareImage } from '../service/prepare';
 import { containerOptions } from '../service/runtime/docker-container';
-import { chooseUid, INSIDE, SYSTEM_PATH, writeEtc } from '../service/runtime/local-bubblewrap';
+import { chooseUid, INSIDE, SYSTEM_PATH } from '../service/runtime/local-bubblewrap';
 import { Cgroup } from '../service/runtime/local-cgroup';
 import { EnvironmentTemplate } from '../service/runtime/local-environment';
+import { makeFiles } from '../service/runtime/local-files';
 import { readLocalHost } from '../service/runtime/local-host';
 import { launchArguments } from '../service/runtime/local-launch';
 import { TunnelServer } from '../service/runtime/tunnel';
@@ -80,15 +81,7 @@ export async function localFloor(python: string): Promise<MachineFloor> {
   const wall = isWalled ? 'bubblewrap' : 'no wall';
   const groups = host.cgroups === undefined ? 'without control groups' : 'in control groups';
   return floor(`${wall} starts agent and gateway ${groups}`, {
-    async prepare(id, directory) {
-      const uid = uidOf(id);
-      const own = (name: string) => path.join(directory, name);
-      for (const name of ['workspace', 'tmp']) await fs.mkdir(own(name));
-      if (uid !== undefined) await fs.chown(own('workspace'), uid, uid);
-      await fs.chmod(own('tmp'), 0o1777);
-      await environment.write(own('venv'), seen(directory).venv, uid);
-      if (isWalled) await writeEtc(own('etc'), uid ?? 1000, 'full');
-    },
+    prepare: (id, directory) => makeFiles(host, environment, { directory, uid: uidOf(id), network: 'full' }),
     async start(id, directory, env) {
       const { home, venv, tunnel } = seen(directory);
       const cgroup = host.cgroups && new Cgroup(host.cgroups, `cellbox-bench-${id}`);

@@ -7,7 +7,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ServiceError } from '../errors';
-import { accountUids, chooseUid, INSIDE, SYSTEM_PATH, writeEtc } from './local-bubblewrap';
+import { accountUids, chooseUid, INSIDE, SYSTEM_PATH } from './local-bubblewrap';
 import type { HostLayout } from './local-bubblewrap';
 import { Cgroup } from './local-cgroup';
 import {
@@ -21,6 +21,7 @@ import {
   wakeAgent,
 } from './instance-start';
 import { EnvironmentTemplate } from './local-environment';
+import { allOf, makeFiles } from './local-files';
 import { readLocalHost } from './local-host';
 import type { LocalHost, LocalHostOptions } from './local-host';
 import { launchArguments } from './local-launch';
@@ -258,18 +259,9 @@ class LocalRuntime implements Runtime {
 
   /** Everything that the sandbox will find, before anything of it runs. */
   private async prepareDirectory(spec: LocalSpec, state: InstanceState): Promise<void> {
-    const own = (name: string) => path.join(this.directory(spec.id), name);
-    await allOf([
-      makeOwned(own('workspace'), state.uid),
-      fs.mkdir(own('tmp')).then(() => fs.chmod(own('tmp'), 0o1777)),
-      this.makeSocketDirectory(state),
-      this.environmentTemplate.write(
-        own('venv'),
-        this.host.layout === undefined ? own('venv') : INSIDE.environment,
-        state.uid,
-      ),
-      this.host.layout === undefined ? undefined : writeEtc(own('etc'), state.uid ?? 1000, spec.network),
-    ]);
+    const { uid } = state;
+    const files = { directory: this.directory(spec.id), uid, network: spec.network };
+    await allOf([makeFiles(this.host, this.environmentTemplate, files), this.makeSocketDirectory(state)]);
   }
 
   private async chooseOwner(state: InstanceState): Promise<void> {
@@ -882,14 +874,6 @@ function noNetworkRules(): ServiceError {
   return new ServiceError('failed_precondition', NO_NETWORK_RULES);
 }
 
-/** As `Promise.all`, but none is still at it when this rejects: whoever hears of a failure removes what they work on. */
-async function allOf<const Work extends readonly unknown[]>(
-  work: Work,
-): Promise<{ -readonly [Key in keyof Work]: Awaited<Work[Key]> }> {
-  await Promise.allSettled(work);
-  return Promise.all(work);
-}
-
 /** What the files below the directories take, those left out that may not be looked at. */
 async function directoryBytes(directories: readonly string[]): Promise<number> {
   // A program of its own: a walk through very many files would keep this one's threads from all else.
@@ -903,12 +887,6 @@ async function directoryBytes(directories: readonly string[]): Promise<number> {
   });
   const kib = text.split('\n').map((line) => Number.parseInt(line, 10) || 0);
   return kib.reduce((sum, each) => sum + each, 0) * 1024;
-}
-
-/** Only over what the service itself has just made: nothing hostile has written there yet. */
-async function makeOwned(directory: string, uid: number | undefined): Promise<void> {
-  await fs.mkdir(directory, { mode: 0o755 });
-  if (uid !== undefined) await fs.chown(directory, uid, uid);
 }
 
 /** Removes a tree in which programs may have taken their own permissions away. */

@@ -99,7 +99,7 @@ async function namesIn(directory: DiskPath): Promise<string[]> {
 }
 
 /** @throws ConnectError in the words and codes of the directory methods */
-export function requireDirectory(apiPath: string, diskPath: string): void {
+function requireDirectory(apiPath: string, diskPath: string): void {
   let found: Stats;
   try {
     found = fs.statSync(diskPath);

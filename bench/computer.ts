@@ -7,7 +7,7 @@ import { agentHttp } from './agent-http';
 import type { AgentHttp } from './agent-http';
 import type { Cellbox } from './cellbox';
 import type { DockerRival } from './docker-rival';
-import type { RawCopy } from './raw-copy';
+import type { BareFiles } from './bare-files';
 import { figuresOf } from './figures';
 import type { Section } from './figures';
 import { formatSummary, markdownTable, ratioOf, summarise } from './statistics';
@@ -38,13 +38,13 @@ const MANY_FILES = 'i=0; while [ $i -lt COUNT ]; do : > f$i; i=$((i+1)); done';
 /** Commands, transfers and lists, the ways of each taking turns. */
 export async function measureComputer(
   { sandbox, service }: Cellbox,
-  copy: RawCopy,
+  bare: BareFiles,
   docker: DockerRival | undefined,
   quick: boolean,
 ): Promise<Section> {
   const rows: ComputerRow[] = [];
   const plain = agentHttp(service.url, sandbox);
-  for (const { name, rounds, warmup, ways } of comparisons(sandbox, plain, copy, docker, quick)) {
+  for (const { name, rounds, warmup, ways } of comparisons(sandbox, plain, bare, docker, quick)) {
     console.error(`measuring ${name}: ${warmup} + ${rounds} rounds`);
     const names = Object.keys(ways);
     const samples = Object.fromEntries(names.map((way): [string, number[]] => [way, []]));
@@ -78,7 +78,17 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
     values === undefined ? '–' : formatSummary(summarise(values));
   return [
     markdownTable(
-      ['p50 / p95 in ms', 'n', 'Cellbox', 'without SDK', 'floor', 'docker exec, cp', '÷ floor', '÷ docker'],
+      [
+        'p50 / p95 in ms',
+        'n',
+        'Cellbox',
+        'without SDK',
+        'floor',
+        'docker exec, cp',
+        '÷ floor',
+        'without SDK ÷ floor',
+        '÷ docker',
+      ],
       rows.map((row) => [
         row.name,
         String(row.samples['Cellbox']?.length ?? 0),
@@ -87,11 +97,12 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
         cell(row.samples['floor']),
         cell(row.samples['docker']),
         ratioOf(row.samples['Cellbox'], row.samples['floor']),
+        ratioOf(row.samples['without SDK'], row.samples['floor']),
         ratioOf(row.samples['Cellbox'], row.samples['docker']),
       ]),
     ),
     '',
-    'Without SDK: the requests that it makes, by Node’s own HTTP client. Floor: the same login shell started by Node on the host; the same bytes to and from a file by Node’s own HTTP server.',
+    'Without SDK: the requests that it makes, by Node’s own HTTP client. Floor: the same login shell started by Node on the host; the same bytes to and from a file, and a list of as many files, by Node’s own HTTP server on the host.',
     '',
   ];
 }
@@ -100,7 +111,7 @@ function computerTable(rows: readonly ComputerRow[]): string[] {
 function comparisons(
   sandbox: Sandbox,
   plain: AgentHttp,
-  copy: RawCopy,
+  bare: BareFiles,
   docker: DockerRival | undefined,
   quick: boolean,
 ): Comparison[] {
@@ -120,7 +131,7 @@ function comparisons(
         ways: {
           Cellbox: async () => void (await sandbox.files.write(name, blob, { useOctetStream: true })),
           'without SDK': () => plain.upload(name, data),
-          floor: () => copy.upload(name, data),
+          floor: () => bare.upload(name, data),
           ...rival((engine) => engine.upload(name, data)),
         },
       },
@@ -131,7 +142,7 @@ function comparisons(
           Cellbox: async () =>
             mustBe((await sandbox.files.read(name, { format: 'bytes' })).length, data.length),
           'without SDK': async () => mustBe(await plain.download(name), data.length),
-          floor: async () => mustBe(await copy.download(name), data.length),
+          floor: async () => mustBe(await bare.download(name), data.length),
           ...rival(async (engine) => mustBe(await engine.download(name), data.length)),
         },
       },
@@ -142,6 +153,7 @@ function comparisons(
     const make = `mkdir -p list-${count} && cd list-${count} && ${MANY_FILES.replace('COUNT', String(count))}`;
     let made: Promise<unknown> | undefined;
     let madeInRival: Promise<unknown> | undefined;
+    let madeBare: Promise<string> | undefined;
     return {
       name: `list ${count.toLocaleString('en')} files`,
       ...rounds,
@@ -154,6 +166,7 @@ function comparisons(
           await (made ??= sandbox.commands.run(make));
           mustBe(await plain.list(`list-${count}`), count);
         },
+        floor: async () => mustBe(await bare.list(await (madeBare ??= bare.makeMany(count))), count),
         ...rival(async (engine) => {
           await (madeInRival ??= engine.exec(make));
           mustBe(

@@ -18,7 +18,7 @@ import { measureMemory } from './memory';
 import { GROUPS, HELP, readOptions } from './options';
 import type { Group, Options } from './options';
 import { measureOutputs } from './outputs';
-import { startRawCopy } from './raw-copy';
+import { startBareFiles } from './bare-files';
 import { startRawZeroMq } from './raw-zeromq';
 import { report } from './report';
 import { measureRestart } from './restart';
@@ -174,16 +174,16 @@ async function measureWithRivals(
   image: string | undefined,
   quick: boolean,
 ): Promise<Section> {
-  const copy = await startRawCopy();
+  const bare = await startBareFiles();
   try {
     const rival = image === undefined ? undefined : await startDockerRival(image);
     try {
-      return await measureComputer(cellbox, copy, rival, quick);
+      return await measureComputer(cellbox, bare, rival, quick);
     } finally {
       await rival?.close();
     }
   } finally {
-    await copy.close();
+    await bare.close();
   }
 }
 

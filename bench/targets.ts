@@ -150,7 +150,7 @@ const TARGETS: readonly Target[] = [
     what: 'upload and download of 100 MB, speed',
     measures: (['up', 'down'] as const).map((way) =>
       quotient(
-        `${way} ÷ raw copy`,
+        `${way} ÷ bare files`,
         figure(`100 MB ${way}`, 'floor', 'p50'),
         figure(`100 MB ${way}`, 'Cellbox', 'p50'),
         0.5,

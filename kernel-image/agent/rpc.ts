@@ -42,16 +42,16 @@ export function callerOf(context: HandlerContext): SandboxUser {
   return caller;
 }
 
-const jsonAnswerKey = createContextKey<Uint8Array | undefined>(undefined);
+const jsonAnswerKey = createContextKey<readonly Buffer[] | undefined>(undefined);
 
 /** Whether a unary call's answer will be JSON. */
 export function wantsJson(context: HandlerContext): boolean {
   return context.requestHeader.get('content-type')?.startsWith('application/json') === true;
 }
 
-/** Gives the text of a unary call's answer in place of the message that its method returns: for long ones. */
-export function answerWithJson(context: HandlerContext, text: string): void {
-  context.values.set(jsonAnswerKey, Buffer.from(text));
+/** Gives the JSON of a unary call's answer in place of the message that its method returns: for long ones. */
+export function answerWithJson(context: HandlerContext, chunks: readonly Buffer[]): void {
+  context.values.set(jsonAnswerKey, chunks);
 }
 
 /** Answers the RPCs of both services, in the Connect protocol with either codec. */
@@ -83,8 +83,9 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
       const json = values.get(jsonAnswerKey);
       // Not when the method failed after all: its error is the answer then.
       if (json !== undefined && answer.status === 200) {
-        answer.header?.set('content-length', String(json.length));
-        answer.body = once(json);
+        const length = json.reduce((sum, chunk) => sum + chunk.length, 0);
+        answer.header?.set('content-length', String(length));
+        answer.body = each(json);
       }
       await universalResponseToNodeResponse(answer, response);
     } catch (error) {
@@ -95,8 +96,8 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
   };
 }
 
-async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
-  yield bytes;
+async function* each(chunks: readonly Buffer[]): AsyncIterable<Uint8Array> {
+  yield* chunks;
 }
 
 /** Without this, whatever is not a ConnectError reaches the caller as an internal error that says nothing. */

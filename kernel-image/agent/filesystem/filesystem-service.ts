@@ -3,11 +3,12 @@ import type { Stats } from 'node:fs';
 import path from 'node:path';
 import { Code, ConnectError } from '@connectrpc/connect';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
-import type { Filesystem } from '../../../protocol/envd/gen/filesystem_pb';
+import type { EntryInfo, Filesystem } from '../../../protocol/envd/gen/filesystem_pb';
 import type { AgentContext } from '../app';
 import { answerWithJson, callerOf, wantsJson } from '../rpc';
 import { resolvePath } from '../users';
 import type { SandboxUser } from '../users';
+import { Utf8Chunks } from '../utf8-chunks';
 import { makeDirectories } from './directories';
 import { entryView, readEntry } from './entry';
 import type { FileEntry } from './entry';
@@ -85,15 +86,24 @@ export function createFilesystemService(context: AgentContext): Partial<ServiceI
     listDir: async (request, call) => {
       const { user, apiPath } = caller(call, request.path);
       const view = entryView(context, user);
-      const list = <T>(tell: (entry: FileEntry) => T): Promise<T[]> =>
+      const list = (tell: (entry: FileEntry) => void): Promise<void> =>
         listDirectory(view, apiPath, users.toDisk(apiPath), request.depth || 1, tell);
       if (wantsJson(call) && !isLegacyClient(call)) {
-        // Texts and no objects: of thousands that live to the end each is copied twice by the garbage collector.
-        const entries = await list(entryText);
-        answerWithJson(call, `{"entries":[${entries.join(',')}]}`);
+        // No objects: of thousands that live to the end each is copied twice by the garbage collector.
+        const json = new Utf8Chunks();
+        let separator = '';
+        json.add('{"entries":[');
+        await list((entry) => {
+          json.add(separator + entryText(entry));
+          separator = ',';
+        });
+        json.add(']}');
+        answerWithJson(call, json.take());
         return {};
       }
-      return { entries: await list((entry) => forClient(call, entry)) };
+      const entries: EntryInfo[] = [];
+      await list((entry) => entries.push(forClient(call, entry)));
+      return { entries };
     },
   };
 }

@@ -34,19 +34,18 @@ class Slices {
  *
  * A name that is not UTF-8 is told with U+FFFD in its place; everything else about its entry is right.
  *
- * `tell` makes of each at once what is kept of it.
+ * `tell` is given each as soon as it is known.
  *
  * @throws ConnectError
  */
-export async function listDirectory<T>(
+export async function listDirectory(
   view: EntryView,
   apiRoot: string,
   diskRoot: string,
   depth: number,
-  tell: (entry: FileEntry) => T,
-): Promise<T[]> {
+  tell: (entry: FileEntry) => void,
+): Promise<void> {
   requireDirectory(apiRoot, diskRoot);
-  const told: T[] = [];
   const slices = new Slices();
 
   const walk = async (apiPrefix: string, diskPath: DiskPath, level: number): Promise<void> => {
@@ -68,7 +67,7 @@ export async function listDirectory<T>(
           if (errorCode(error) === 'ENOENT') continue;
           throw error;
         }
-        told.push(tell(entry));
+        tell(entry);
         if (isLast || entry.type !== FileType.DIRECTORY || entry.symlinkTarget !== undefined) continue;
         try {
           await walk(`${entry.path}/`, place, level + 1);
@@ -88,7 +87,6 @@ export async function listDirectory<T>(
   } catch (error) {
     throw fileFailure(error, apiRoot);
   }
-  return told;
 }
 
 const ASCII = /^[\0-\x7f]*$/;

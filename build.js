@@ -58,10 +58,10 @@ async function build() {
   const present = (entries) =>
     Object.fromEntries(Object.entries(entries).filter(([, file]) => fs.existsSync(path.join(root, file))));
   fs.rmSync(INPUTS, { force: true });
-  const service = { ...COMMON, outdir: 'dist', sourcemap: 'linked', sourcesContent: false };
+  const onHost = { ...COMMON, outdir: 'dist', sourcemap: 'linked', sourcesContent: false };
   const made = await Promise.all([
-    bundle({ ...service, entryPoints: SERVICE, external: SERVICE_EXTERNAL, ...SMALL, ...REQUIRED }),
-    bundle({ ...service, entryPoints: present(TOOLS), packages: 'external' }),
+    bundle({ ...onHost, entryPoints: SERVICE, external: SERVICE_EXTERNAL, ...SMALL, ...REQUIRED }),
+    bundle({ ...onHost, entryPoints: present(TOOLS), packages: 'external' }),
     buildAgent(path.join(root, 'dist', 'agent')),
   ]);
   const sources = made

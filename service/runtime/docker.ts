@@ -6,12 +6,13 @@ import type Dockerode from 'dockerode';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { LABELS, TUNNEL_DIR_INSIDE, containerOptions, toOutput, toRecord, toStats } from './docker-container';
+import { DockerEgress } from './docker-egress';
 import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
 import { followEvents } from './docker-events';
 import type { EngineEvent } from './docker-events';
-import { probeEngine, rulesEnvironment } from './docker-facts';
+import { probeEngine } from './docker-facts';
 import type { EngineFacts } from './docker-facts';
-import { removeContainer, runHelper } from './docker-helper';
+import { removeContainer } from './docker-helper';
 import { DockerInstance } from './docker-instance';
 import { DockerIsolation, isHostKernel } from './docker-isolation';
 import type { IsolationLevel } from './docker-isolation';
@@ -19,8 +20,8 @@ import { ensureNetwork, networkNames } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyLines, policyOf } from './docker-policy';
 import type { MachinePolicy } from './docker-policy';
-import { DomainProxy, proxyFound } from './docker-proxy';
-import { HostRules, namedRules } from './docker-rules';
+import { proxyFound } from './docker-proxy';
+import { namedRules } from './docker-rules';
 import {
   alreadyExists,
   initAgent,
@@ -30,6 +31,7 @@ import {
   throwIfCancelled,
   wakeAgent,
 } from './instance-start';
+import { Operations } from './operations';
 import { MAX_OUTPUT_LINES } from './runtime';
 import type {
   Check,
@@ -78,8 +80,6 @@ const ADOPT_TIMEOUT_MS = 10_000;
 const DISK_USAGE_TIMEOUT_MS = 60_000;
 const NEEDED_DISK_BYTES = 500 * 1024 * 1024;
 const SOCKET_NAME = 'service.sock';
-const NO_NETWORK_RULES =
-  'Network rules need a name server that is not on the host’s loopback, for the engine would ask that one past all rules: name one with CELLBOX_NAME_SERVERS';
 /** How long programs may take to end when they are asked to, before they are killed. */
 const HALT_GRACE_SECONDS = 2;
 const NO_NAME_SERVERS =
@@ -136,7 +136,7 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, isolation, policies);
   await runtime.watch();
   await runtime.sweep();
-  runtime.serveDomains();
+  runtime.egress.serveDomains();
   return runtime;
 }
 
@@ -192,20 +192,17 @@ function sandboxFilters(serviceId: string): string[] {
 class DockerRuntime implements Runtime {
   readonly name = 'docker';
   readonly limitsDisk: boolean;
-  readonly whyNoNetworkRules: string | undefined;
   private readonly handles = new Map<string, DockerInstance>();
   /** Starts under way; a stop aborts them. */
   private readonly starting = new Map<string, AbortController>();
   /** Failed starts whose container may be there still, because the engine was away. Cleared when it is back. */
   private readonly doomed = new Set<string>();
   private readonly startingIds = new Set<string>();
-  /** Last operation of each id, so that they don't overlap. */
-  private readonly turns = new Map<string, Promise<void>>();
+  private readonly operations = new Operations();
   private readonly closing = new AbortController();
   private watcher: Promise<void> | undefined;
   private closed: Promise<void> | undefined;
-  private readonly proxy: DomainProxy;
-  private readonly rules: HostRules;
+  readonly egress: DockerEgress;
 
   constructor(
     private readonly docker: Dockerode,
@@ -218,29 +215,23 @@ class DockerRuntime implements Runtime {
     policies: ReadonlyMap<string, MachinePolicy>,
   ) {
     this.limitsDisk = facts.limits.diskQuota;
-    this.whyNoNetworkRules = facts.nameServers.length > 0 ? undefined : NO_NETWORK_RULES;
-    const { logger, proxyImage = noProxyImage } = options;
-    const { signal } = this.closing;
-    this.proxy = new DomainProxy({
+    this.egress = new DockerEgress({
       docker,
       serviceId,
       names,
-      nameServers: facts.nameServers,
-      image: proxyImage,
-      onDeath: () => void this.rules.revive(),
-      logger,
-      signal,
-    });
-    const run = (script: string, input: string) => this.helper(script, input);
-    const { proxy } = this;
-    this.rules = new HostRules({
-      names,
-      logger,
-      run,
-      serve: (machines) => proxy.serve(machines),
-      signal,
+      facts,
       policies,
+      nameServers: options.nameServers,
+      proxyImage: options.proxyImage,
+      deriveSecret: options.deriveSecret,
+      inspect: (id) => this.inspect(id),
+      logger: options.logger,
+      signal: this.closing.signal,
     });
+  }
+
+  get whyNoNetworkRules(): string | undefined {
+    return this.egress.whyNoRules;
   }
 
   get caveats(): readonly string[] {
@@ -264,7 +255,7 @@ class DockerRuntime implements Runtime {
     this.startingIds.add(spec.id);
     const signals = [controller.signal, this.closing.signal, ...(signal === undefined ? [] : [signal])];
     try {
-      return await this.takeTurn(spec.id, () => this.startNow(spec, AbortSignal.any(signals)));
+      return await this.operations.run(spec.id, () => this.startNow(spec, AbortSignal.any(signals)));
     } finally {
       this.starting.delete(spec.id);
       this.startingIds.delete(spec.id);
@@ -287,14 +278,9 @@ class DockerRuntime implements Runtime {
     const tunnel = this.newTunnel(spec.id);
     let created: Promise<Dockerode.Container> | undefined;
     let isForeign = false;
-    const mac = this.macFor(spec.id);
-    let ruled: Promise<void> | undefined;
     try {
-      if (typeof spec.network === 'object') {
-        this.throwUnlessNamesClose();
-        ruled = this.rules.set(spec.id, policyOf(mac, spec.network)); // beside the create; the start waits for it
-        ruled.catch(() => undefined); // heard below, unless something else fails first
-      }
+      const ruled = this.egress.ruleAhead(spec.id, spec.network); // beside the create; the start waits for it
+      ruled?.catch(() => undefined); // heard below, unless something else fails first
       await tunnel.listen();
       const resolvConf = await this.writeResolvConf(directory, spec.network, isolation);
       created = this.docker.createContainer(
@@ -304,7 +290,7 @@ class DockerRuntime implements Runtime {
           image: this.facts.imageId,
           serviceId: this.serviceId,
           network: this.names.network,
-          mac,
+          mac: this.egress.macFor(spec.id),
           nameServers: this.facts.nameServers,
           tunnelDir: directory,
           env: this.environment(spec),
@@ -324,9 +310,7 @@ class DockerRuntime implements Runtime {
       throwIfCancelled(signal);
       await ruled;
       await callEngine('start sandbox', container.start());
-      if (ruled !== undefined && this.macOn(await this.inspect(spec.id)) !== mac) {
-        throw wrongAddress();
-      }
+      if (ruled !== undefined) this.egress.requireAddress(spec.id, await this.inspect(spec.id));
       const handle = new DockerInstance(
         spec.id,
         container.id,
@@ -400,7 +384,7 @@ class DockerRuntime implements Runtime {
     const remove = () => removeContainer(this.docker, this.containerName(id));
     try {
       await remove();
-      this.rules.drop(id);
+      this.egress.drop(id);
     } catch (error) {
       this.doomed.add(id);
       this.options.logger.error({ sandboxId: id, error }, 'a failed start could not be cleared yet');
@@ -417,9 +401,11 @@ class DockerRuntime implements Runtime {
     throwIfCancelled(signal);
     if (error instanceof ServiceError && error.code === 'not_found') {
       // 404 of a create or start: the image or the network went away. Callers would take it for their own id.
-      this.ensureNetwork().catch((cause: unknown) =>
-        this.options.logger.error({ error: cause }, 'the network of the sandboxes is gone'),
-      );
+      this.egress
+        .ensureNetwork()
+        .catch((cause: unknown) =>
+          this.options.logger.error({ error: cause }, 'the network of the sandboxes is gone'),
+        );
       return new ServiceError(
         'unavailable',
         'The container engine lacks the image or the network of sandboxes',
@@ -465,7 +451,7 @@ class DockerRuntime implements Runtime {
     };
   }
 
-  // ---- list, adopt, pause, resume, stop, stats ---------------------------------------------------------------------
+  // ---- list, adopt, pause, resume, halt, boot, stop ----------------------------------------------------------------
 
   async list(): Promise<InstanceRecord[]> {
     const found = await callEngine(
@@ -478,7 +464,7 @@ class DockerRuntime implements Runtime {
   async adopt(id: string, signal?: AbortSignal): Promise<Instance> {
     this.throwIfClosed();
     throwIfCancelled(signal);
-    return this.takeTurn(id, async () => {
+    return this.operations.run(id, async () => {
       const known = this.handles.get(id);
       if (known !== undefined) return known;
       const found = await this.inspect(id);
@@ -514,7 +500,7 @@ class DockerRuntime implements Runtime {
   }
 
   async pause(id: string): Promise<void> {
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const found = await this.running(id);
       if (found.State.Paused) throw new ServiceError('failed_precondition', 'The sandbox is paused already');
       await callEngine('pause sandbox', this.docker.getContainer(found.Id).pause());
@@ -522,7 +508,7 @@ class DockerRuntime implements Runtime {
   }
 
   async resume(id: string): Promise<void> {
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const found = await this.running(id);
       if (!found.State.Paused) throw new ServiceError('failed_precondition', 'The sandbox is not paused');
       await callEngine('resume sandbox', this.docker.getContainer(found.Id).unpause());
@@ -530,7 +516,7 @@ class DockerRuntime implements Runtime {
   }
 
   async halt(id: string): Promise<void> {
-    await this.takeTurn(id, () => this.haltNow(id));
+    await this.operations.run(id, () => this.haltNow(id));
   }
 
   private async haltNow(id: string): Promise<void> {
@@ -559,7 +545,7 @@ class DockerRuntime implements Runtime {
   async boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void> {
     this.throwIfClosed();
     const signals = [this.closing.signal, ...(signal === undefined ? [] : [signal])];
-    await this.takeTurn(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
+    await this.operations.run(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
   }
 
   private async bootNow(spec: InstanceSpec, signal: AbortSignal): Promise<void> {
@@ -574,7 +560,7 @@ class DockerRuntime implements Runtime {
     }
     await this.haltNow(id);
     try {
-      const mac = await this.openWayOut(spec, before);
+      const isRuled = await this.egress.open(id, spec.network, before);
       const container = this.docker.getContainer(before.Id);
       throwIfCancelled(signal);
       await callEngine('start sandbox', container.start());
@@ -586,9 +572,8 @@ class DockerRuntime implements Runtime {
           cause: new Error(await this.lastWords(id)),
         });
       }
-      if (mac !== undefined && this.macOn(found) !== mac) throw wrongAddress();
-      if (spec.network !== 'none' && this.macOn(found) === undefined)
-        await this.joinNetwork(id, found, spec.network);
+      if (isRuled) this.egress.requireAddress(id, found);
+      await this.egress.joinBooted(id, spec.network, found);
       await this.connect(handle, spec, signal, { isBoot: true });
       handle.life = 'running';
       handle.hasBooted = true;
@@ -600,45 +585,14 @@ class DockerRuntime implements Runtime {
     }
   }
 
-  /** Network and rules of a halted machine, for its next start; the address that rules go by, where there are any. */
-  private async openWayOut(
-    { id, network: access }: InstanceSpec,
-    { Id, HostConfig, NetworkSettings }: Dockerode.ContainerInspectInfo,
-  ): Promise<string | undefined> {
-    const network = this.docker.getNetwork(this.names.network);
-    const endpoint = NetworkSettings.Networks[this.names.network];
-    const leave = () => callEngine('leave network', network.disconnect({ Container: Id, Force: true }));
-    await this.ensureNetwork(); // a prune takes it away while no sandbox runs on it
-    if (HostConfig.NetworkMode === 'none') {
-      // Its address would be another one at each start, and the engine's choice: it joins when it runs.
-      if (endpoint !== undefined) {
-        await leave();
-        await callEngine('join none', this.docker.getNetwork('none').connect({ Container: Id }));
-      }
-      this.rules.drop(id);
-      return undefined;
-    }
-    if (access !== 'full') this.throwUnlessNamesClose();
-    const mac = this.macFor(id);
-    const now = (await callEngine('inspect network', network.inspect())) as { Id: string };
-    if (endpoint?.NetworkID !== now.Id) {
-      await leave();
-      const again = { Container: Id, EndpointConfig: { MacAddress: mac } };
-      await callEngine('join network', network.connect(again));
-    }
-    const policy = policyOf(mac, access);
-    await this.rules.set(id, policy);
-    return policy && mac;
-  }
-
   async stop(id: string): Promise<void> {
     this.starting.get(id)?.abort(new ServiceError('unavailable', 'The sandbox was stopped while starting'));
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const handle = this.handles.get(id);
       handle?.expectEnd();
       await handle?.tunnel.close(); // first: clients learn it before the engine has finished
       await removeContainer(this.docker, this.containerName(id));
-      this.rules.drop(id);
+      this.egress.drop(id);
       if (/^[a-z0-9]+$/.test(id)) await fs.rm(path.join(this.tunnels, id), { recursive: true, force: true });
       this.finish(id, handle, { reason: 'stopped' });
     });
@@ -647,108 +601,22 @@ class DockerRuntime implements Runtime {
   // ---- the way out -------------------------------------------------------------------------------------------------
 
   async setNetwork(id: string, access: NetworkAccess): Promise<void> {
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const found = await this.inspect(id);
       if (found?.State.Running !== true && this.handles.get(id)?.life === 'halted') {
-        if (access !== 'full') this.throwUnlessNamesClose();
+        if (access !== 'full') this.egress.requireNames();
         return; // set by its next boot
       }
       if (found?.State.Running !== true) throw notFound(id);
-      const mac = this.macOn(found);
-      if (mac === undefined && access === 'none') return;
-      if (access !== 'full') this.throwUnlessNamesClose();
-      if (mac === undefined) await this.joinNetwork(id, found, access);
-      else await this.rules.set(id, policyOf(mac, access));
+      await this.egress.set(id, access, found);
     });
   }
 
   async prepareNetwork(access: NetworkAccess): Promise<void> {
-    if (typeof access !== 'object' || (access.allowDomains ?? []).length === 0) return;
-    this.throwUnlessNamesClose();
-    await this.proxy.prepare();
+    await this.egress.prepare(access);
   }
 
-  /** Of machines that an earlier process left; what it can't do yet it tries again. */
-  serveDomains(): void {
-    if (this.rules.needsProxy) void this.rules.assert();
-  }
-
-  /** For a machine that was started without a network. It does not run until its rules hold. */
-  private async joinNetwork(
-    id: string,
-    found: Dockerode.ContainerInspectInfo,
-    access: NetworkAccess,
-  ): Promise<void> {
-    if (!isHostKernel(found.HostConfig.Runtime ?? 'runc')) {
-      // Its kernel looked for interfaces once, when it started.
-      throw new ServiceError(
-        'failed_precondition',
-        'A sandbox that was started without a network can’t join one at this isolation level',
-        { remedy: 'Create it with a network whose rules deny everything, and change those.' },
-      );
-    }
-    const container = this.docker.getContainer(found.Id);
-    let isFrozen = access !== 'full' && !found.State.Paused;
-    const network = this.docker.getNetwork(this.names.network);
-    await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
-    if (isFrozen) await callEngine('pause sandbox', container.pause());
-    try {
-      await callEngine(
-        'leave no network',
-        this.docker.getNetwork('none').disconnect({ Container: found.Id }),
-      );
-      await callEngine('join network', network.connect({ Container: found.Id }));
-      const mac = this.macOn(await this.inspect(id));
-      if (mac === undefined) throw new ServiceError('internal', 'The container engine gave no address');
-      await this.rules.set(id, policyOf(mac, access));
-    } catch (error) {
-      try {
-        await this.leaveNetwork(id, found.Id);
-      } catch (cause) {
-        // It may be on the network without rules: then it must not run again.
-        this.options.logger.error(
-          { sandboxId: id, error: cause },
-          'a sandbox is ended to keep it from the network',
-        );
-        isFrozen = false;
-        await removeContainer(this.docker, found.Id);
-      }
-      throw error;
-    } finally {
-      if (isFrozen) await callEngine('resume sandbox', container.unpause());
-    }
-  }
-
-  /** Takes a machine back to where `joinNetwork` found it. */
-  private async leaveNetwork(id: string, containerId: string): Promise<void> {
-    const { NetworkSettings } = await this.running(id);
-    if (this.names.network in NetworkSettings.Networks) {
-      const leaving = { Container: containerId, Force: true };
-      await callEngine('leave network', this.docker.getNetwork(this.names.network).disconnect(leaving));
-    }
-    this.rules.drop(id);
-    await callEngine('join none', this.docker.getNetwork('none').connect({ Container: containerId })).catch(
-      () => undefined, // it has loopback alone either way
-    );
-  }
-
-  /** Rules that close the network must close name resolution with it: it leads out, too. */
-  private throwUnlessNamesClose(): void {
-    if (this.whyNoNetworkRules !== undefined)
-      throw new ServiceError('failed_precondition', this.whyNoNetworkRules);
-  }
-
-  /** Of the machine's interface; undefined when it is on no network. */
-  private macOn(found: Dockerode.ContainerInspectInfo | undefined): string | undefined {
-    return found?.NetworkSettings.Networks[this.names.network]?.MacAddress || undefined;
-  }
-
-  /** Never given twice, so that no machine meets the rules of another. Locally administered, and not as the engine's own begin. */
-  private macFor(id: string): string {
-    const secret = this.options.deriveSecret('tunnel', `#mac ${id}`);
-    const hex = crypto.createHash('sha256').update(secret).digest('hex').slice(0, 10);
-    return ['0a', ...(hex.match(/../g) ?? [])].join(':');
-  }
+  // ---- what it is doing --------------------------------------------------------------------------------------------
 
   async stats(id: string): Promise<InstanceStats> {
     const { Id } = await this.running(id);
@@ -803,31 +671,12 @@ class DockerRuntime implements Runtime {
           await callEngine('inspect image', this.docker.getImage(this.facts.imageId).inspect(), 2_000);
         }),
         prove('network', async () => {
-          await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
+          await this.egress.ensureNetwork(); // a prune takes it away while no sandbox is on it
         }),
-        prove('host rules', () => this.rules.prove()),
+        prove('host rules', () => this.egress.prove()),
         prove('disk', () => proveDisk(this.tunnels)),
       ])),
     ];
-  }
-
-  /** The host's rules go by the name of the bridge and outlive the network. */
-  private ensureNetwork(): Promise<void> {
-    return ensureNetwork(this.docker, this.names, { [LABELS.service]: this.serviceId });
-  }
-
-  private async helper(script: string, input: string): Promise<string> {
-    return runHelper(this.docker, {
-      image: this.facts.imageId,
-      serviceId: this.serviceId,
-      userNamespaces: this.facts.userNamespaces,
-      env: {
-        ...rulesEnvironment(this.names, this.options.nameServers),
-        PROXY_NAME_SERVERS: this.facts.nameServers.join(' '),
-      },
-      script,
-      input,
-    });
   }
 
   /** Removes what a crashed process left: helpers, and directories whose container is gone. */
@@ -840,7 +689,7 @@ class DockerRuntime implements Runtime {
       }),
     );
     for (const helper of helpers) await removeContainer(this.docker, helper.Id);
-    if (!this.rules.needsProxy) await this.proxy.remove();
+    await this.egress.sweep();
     const known = new Set((await this.list()).map(({ id }) => id));
     for (const name of await fs.readdir(this.tunnels)) {
       if (!known.has(name)) await fs.rm(path.join(this.tunnels, name), { recursive: true, force: true });
@@ -865,7 +714,7 @@ class DockerRuntime implements Runtime {
         // The engine was away. A restart may have ended machines, or kept them; and it rewrites the firewall.
         await this.reconcile();
         await this.clearDoomed();
-        void this.rules.assert();
+        this.egress.assert();
       },
     });
     await callEngine('follow events', Promise.race([first, this.watcher]), 10_000);
@@ -915,8 +764,8 @@ class DockerRuntime implements Runtime {
   private async clearDoomed(): Promise<void> {
     for (const id of [...this.doomed]) {
       if (!this.startingIds.has(id))
-        await this.takeTurn(id, () => removeContainer(this.docker, this.containerName(id)));
-      this.rules.drop(id);
+        await this.operations.run(id, () => removeContainer(this.docker, this.containerName(id)));
+      this.egress.drop(id);
       this.doomed.delete(id);
     }
   }
@@ -925,7 +774,7 @@ class DockerRuntime implements Runtime {
   private async onGone(handle: DockerInstance, detail: string): Promise<void> {
     if (handle.isEndExpected) return; // whoever expects it also clears up
     handle.expectEnd();
-    this.rules.drop(handle.id);
+    this.egress.drop(handle.id);
     this.options.logger.warn({ sandboxId: handle.id, detail }, 'a sandbox ended by itself');
     await handle.tunnel.close();
     try {
@@ -943,8 +792,8 @@ class DockerRuntime implements Runtime {
     this.closed ??= (async () => {
       this.closing.abort(new ServiceError('unavailable', 'The service is shutting down'));
       await this.watcher;
-      await Promise.all([...this.turns.values()]);
-      await this.rules.settled();
+      await this.operations.settled();
+      await this.egress.settled();
       await Promise.all([...this.handles.values()].map((handle) => handle.release()));
       this.handles.clear();
       try {
@@ -956,17 +805,9 @@ class DockerRuntime implements Runtime {
     return this.closed;
   }
 
-  /** Without sandboxes nothing of the service stays in the engine but its image. */
   private async removeUnusedNetwork(): Promise<void> {
     const isUnused = (await this.list()).length === 0;
-    if (isUnused || !this.rules.needsProxy) await this.proxy.remove();
-    if (!isUnused) return;
-    try {
-      await callEngine('remove network', this.docker.getNetwork(this.names.network).remove());
-    } catch (error) {
-      if (engineStatus(error) !== 404) throw error;
-    }
-    await this.rules.clear();
+    await (isUnused ? this.egress.clear() : this.egress.sweep());
   }
 
   private finish(id: string, handle: DockerInstance | undefined, end: InstanceEnd): void {
@@ -1013,33 +854,9 @@ class DockerRuntime implements Runtime {
     });
   }
 
-  /** Runs `work` after the operations on this instance that were asked for earlier. */
-  private takeTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
-    const turn = (this.turns.get(id) ?? Promise.resolve()).then(work);
-    const settled = turn.then(
-      () => undefined,
-      () => undefined, // the caller hears of a failure, the next in line needn't
-    );
-    this.turns.set(id, settled);
-    void settled.then(() => {
-      if (this.turns.get(id) === settled) this.turns.delete(id);
-    });
-    return turn;
-  }
-
   private throwIfClosed(): void {
     if (this.closed !== undefined) throw new ServiceError('unavailable', 'The service is shutting down');
   }
-}
-
-function wrongAddress(): ServiceError {
-  return new ServiceError('internal', 'The container engine gave a sandbox another address than asked for');
-}
-
-function noProxyImage(): Promise<string> {
-  return Promise.reject(
-    new ServiceError('failed_precondition', 'Domain rules need an image of their proxy, and none is known'),
-  );
 }
 
 async function prove(name: string, proof: () => Promise<void>): Promise<Check> {

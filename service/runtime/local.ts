@@ -1,11 +1,9 @@
-import { execFile, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import fs from 'node:fs/promises';
-import type { Socket } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { ServiceError } from '../errors';
 import { accountUids, chooseUid, INSIDE, SYSTEM_PATH } from './local-bubblewrap';
 import type { HostLayout } from './local-bubblewrap';
@@ -21,15 +19,15 @@ import {
   wakeAgent,
 } from './instance-start';
 import { EnvironmentTemplate } from './local-environment';
-import { allOf, makeFiles } from './local-files';
+import { allOf, bytesIn, makeFiles, removeTree } from './local-files';
 import { readLocalHost } from './local-host';
 import type { LocalHost, LocalHostOptions } from './local-host';
+import { LocalInstance } from './local-instance';
 import { launchArguments } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
 import type {
   Check,
-  DialOptions,
   InboundHandler,
   Instance,
   InstanceEnd,
@@ -40,6 +38,7 @@ import type {
   OutputLine,
   Runtime,
 } from './runtime';
+import { Operations } from './operations';
 import { MAX_OUTPUT_LINES } from './runtime';
 import { TunnelServer } from './tunnel';
 
@@ -92,8 +91,6 @@ const NO_NETWORK_RULES =
 const NEEDS_DOCKER = 'Other levels need the docker runtime: an engine, and CELLBOX_RUNTIME=docker.';
 const DEFAULT_START_TIMEOUT_MS = 60_000;
 const ADOPT_TIMEOUT_MS = 10_000;
-const DISK_USAGE_TIMEOUT_MS = 60_000;
-const WATCH_EVERY_MS = 1_000;
 const LOG_LIMIT_BYTES = 1024 * 1024;
 /** Of the log, what `output` looks at: between two looks at its size a hostile program may write any amount. */
 const OUTPUT_BYTES = 256 * 1024;
@@ -141,8 +138,7 @@ class LocalRuntime implements Runtime {
   private readonly handles = new Map<string, LocalInstance>();
   private readonly starts = new Map<string, { controller: AbortController; settled: Promise<unknown> }>();
   private readonly adoptions = new Map<string, Promise<LocalInstance>>();
-  /** The last of the operations on one instance; they run one after another. */
-  private readonly turns = new Map<string, Promise<unknown>>();
+  private readonly operations = new Operations();
   private readonly uids = new Set<number>();
   private readonly closing = new AbortController();
 
@@ -445,9 +441,9 @@ class LocalRuntime implements Runtime {
     if (known !== undefined && !known.isFinished) return known;
     const running = this.adoptions.get(id);
     if (running !== undefined) return running;
-    const adoption = this.takeTurn(id, () => this.adoptNow(id, signal)).finally(() =>
-      this.adoptions.delete(id),
-    );
+    const adoption = this.operations
+      .run(id, () => this.adoptNow(id, signal))
+      .finally(() => this.adoptions.delete(id));
     this.adoptions.set(id, adoption);
     return adoption;
   }
@@ -475,7 +471,7 @@ class LocalRuntime implements Runtime {
   }
 
   async pause(id: string): Promise<void> {
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const state = await this.liveState(id);
       if (state.paused) throw new ServiceError('failed_precondition', 'The sandbox is paused already');
       // Noted first: after a crash in between, `resume` thaws what is not frozen, which does no harm.
@@ -491,7 +487,7 @@ class LocalRuntime implements Runtime {
   }
 
   async resume(id: string): Promise<void> {
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const state = await this.liveState(id);
       if (!state.paused) throw new ServiceError('failed_precondition', 'The sandbox is not paused');
       await this.thaw(state);
@@ -504,7 +500,7 @@ class LocalRuntime implements Runtime {
   }
 
   async halt(id: string): Promise<void> {
-    await this.takeTurn(id, () => this.haltNow(id));
+    await this.operations.run(id, () => this.haltNow(id));
   }
 
   private async haltNow(id: string): Promise<void> {
@@ -520,7 +516,7 @@ class LocalRuntime implements Runtime {
   async boot(spec: InstanceSpec, signal?: AbortSignal): Promise<void> {
     this.throwIfClosed();
     const signals = [this.closing.signal, ...(signal === undefined ? [] : [signal])];
-    await this.takeTurn(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
+    await this.operations.run(spec.id, () => this.bootNow(spec, AbortSignal.any(signals)));
   }
 
   private async bootNow(spec: InstanceSpec, signal: AbortSignal): Promise<void> {
@@ -558,7 +554,7 @@ class LocalRuntime implements Runtime {
       );
       await starting.settled;
     }
-    await this.takeTurn(id, async () => {
+    await this.operations.run(id, async () => {
       const handle = this.handles.get(id);
       handle?.expectEnd();
       const state = (await this.readState(id)) ?? {
@@ -602,7 +598,7 @@ class LocalRuntime implements Runtime {
   async diskUsage(id: string): Promise<number> {
     await this.liveState(id);
     const own = ['workspace', 'tmp', 'venv'].map((name) => path.join(this.directory(id), name));
-    return directoryBytes(own);
+    return bytesIn(own);
   }
 
   async output(id: string): Promise<OutputLine[]> {
@@ -636,7 +632,7 @@ class LocalRuntime implements Runtime {
     for (const { controller } of this.starts.values())
       controller.abort(new ServiceError('unavailable', 'The service is stopping'));
     await Promise.all([...this.starts.values()].map(({ settled }) => settled));
-    await Promise.all([...this.turns.values()]);
+    await this.operations.settled();
     await Promise.all([...this.handles.values()].map((handle) => handle.release()));
     this.handles.clear();
     // Made by the first start that needed it; other sandboxes that go on running may have their sockets there.
@@ -654,12 +650,14 @@ class LocalRuntime implements Runtime {
 
   /** The leader ended by itself: nothing of it may go on running. The directory stays until `stop`. */
   private async ended(state: InstanceState, detail: string): Promise<InstanceEnd> {
-    await this.takeTurn(state.id, () => this.kill(state)).catch((error: unknown) => {
-      this.options.logger.error(
-        { sandboxId: state.id, err: error },
-        'processes of an ended sandbox are left',
-      );
-    });
+    await this.operations
+      .run(state.id, () => this.kill(state))
+      .catch((error: unknown) => {
+        this.options.logger.error(
+          { sandboxId: state.id, err: error },
+          'processes of an ended sandbox are left',
+        );
+      });
     return { reason: 'exited', detail };
   }
 
@@ -681,7 +679,7 @@ class LocalRuntime implements Runtime {
     const directory = this.directory(state.id);
     if (!socketDirectory.startsWith(directory))
       await fs.rm(socketDirectory, { recursive: true, force: true });
-    await removeAll(directory);
+    await removeTree(directory);
     if (state.uid !== undefined) this.uids.delete(state.uid);
   }
 
@@ -760,154 +758,8 @@ class LocalRuntime implements Runtime {
       throw notFound(id);
     return state;
   }
-
-  /** Runs `work` after the operations on this instance that were asked for earlier. */
-  private takeTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
-    const turn = (this.turns.get(id) ?? Promise.resolve()).then(work);
-    const settled = turn.then(
-      () => {},
-      () => {},
-    ); // prettier-ignore -- the caller hears of a failure, the next in line needn't
-    this.turns.set(id, settled);
-    void settled.then(() => {
-      if (this.turns.get(id) === settled) this.turns.delete(id);
-    });
-    return turn;
-  }
-}
-
-/** The handle. Whoever made it (start, adopt) watches the process behind it and settles `ended`. */
-class LocalInstance implements Instance {
-  readonly ended: Promise<InstanceEnd>;
-  isFinished = false;
-  private settle!: (end: InstanceEnd) => void; // set in the constructor, by the promise
-  private timer: NodeJS.Timeout | undefined;
-  private isEndExpected = false;
-  private isHalted = false;
-  /** Of the process that is watched; the end of an earlier one means nothing. */
-  private round = 0;
-
-  constructor(
-    readonly id: string,
-    readonly gatewayToken: string,
-    readonly tunnel: TunnelServer,
-  ) {
-    this.ended = new Promise((resolve) => (this.settle = resolve));
-  }
-
-  async dial(port: number, options?: DialOptions): Promise<Socket> {
-    this.throwUnlessUp();
-    return this.tunnel.dial(port, options);
-  }
-
-  async setDeadline(deadlineAt: number): Promise<void> {
-    this.throwUnlessUp();
-    await this.tunnel.setDeadline(deadlineAt);
-  }
-
-  private throwUnlessUp(): void {
-    if (this.isFinished) throw new ServiceError('unavailable', 'The sandbox is gone');
-    if (this.isHalted) throw new ServiceError('unavailable', 'The sandbox is halted');
-  }
-
-  /** Its process may go: that is no end. Streams are destroyed. Twice is harmless. */
-  halt(): void {
-    this.isHalted = true;
-    this.round++;
-    clearInterval(this.timer);
-    this.tunnel.reset();
-  }
-
-  /** Another process is coming up, and `watch` is going to be told of it. */
-  boot(): void {
-    this.isHalted = false;
-  }
-
-  /** Looks every second; a process that is our child tells at once. Stops when the handle is finished or released. */
-  watch(
-    child: ChildProcess | undefined,
-    isAliveNow: () => Promise<boolean>,
-    onGone: (detail: string) => Promise<InstanceEnd>,
-  ): void {
-    const round = ++this.round;
-    const gone = (detail: string) => {
-      if (round !== this.round) return;
-      clearInterval(this.timer);
-      if (this.isEndExpected || this.isFinished) return;
-      this.isEndExpected = true;
-      void onGone(detail).then((end) => this.finish(end));
-    };
-    child?.once('exit', (code, signal) =>
-      gone(`the supervisor ended (${signal ?? `exit ${code ?? 'unknown'}`})`),
-    );
-    this.timer = setInterval(() => {
-      void isAliveNow().then((alive) => {
-        if (!alive) gone('the process is gone');
-      });
-    }, WATCH_EVERY_MS);
-    this.timer.unref();
-    if (child !== undefined && (child.exitCode !== null || child.signalCode !== null))
-      gone('the supervisor ended');
-  }
-
-  /** What happens to the process from now on is our doing. */
-  expectEnd(): void {
-    this.isEndExpected = true;
-  }
-
-  async finish(end: InstanceEnd): Promise<void> {
-    this.isFinished = true;
-    clearInterval(this.timer);
-    await this.tunnel.close();
-    this.settle(end); // the first one counts
-  }
-
-  /** Lets go of a machine that goes on running; `ended` stays open. */
-  async release(): Promise<void> {
-    this.isFinished = true;
-    clearInterval(this.timer);
-    await this.tunnel.close();
-  }
 }
 
 function noNetworkRules(): ServiceError {
   return new ServiceError('failed_precondition', NO_NETWORK_RULES);
-}
-
-/** What the files below the directories take, those left out that may not be looked at. */
-async function directoryBytes(directories: readonly string[]): Promise<number> {
-  // A program of its own: a walk through very many files would keep this one's threads from all else.
-  const args = ['-s', '-k', '-x', '--', ...directories];
-  const text = await new Promise<string>((resolve, reject) => {
-    execFile('du', args, { timeout: DISK_USAGE_TIMEOUT_MS }, (error, stdout) => {
-      // It fails also when a file was removed meanwhile, and tells the rest all the same.
-      if (error !== null && (error.killed === true || stdout === '')) reject(error);
-      else resolve(stdout);
-    });
-  });
-  const kib = text.split('\n').map((line) => Number.parseInt(line, 10) || 0);
-  return kib.reduce((sum, each) => sum + each, 0) * 1024;
-}
-
-/** Removes a tree in which programs may have taken their own permissions away. */
-async function removeAll(directory: string): Promise<void> {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      await fs.rm(directory, { recursive: true, force: true });
-      return;
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (attempt >= 3 || (code !== 'EACCES' && code !== 'EPERM' && code !== 'ENOTEMPTY'))
-        throw new ServiceError('internal', `Could not remove ${directory}`, { cause: error });
-      await openUp(directory);
-      await delay(10);
-    }
-  }
-}
-
-async function openUp(directory: string): Promise<void> {
-  await fs.chmod(directory, 0o700).catch(() => {}); // not ours: the removal will say so
-  for (const entry of await fs.readdir(directory, { withFileTypes: true }).catch(() => [])) {
-    if (entry.isDirectory()) await openUp(path.join(directory, entry.name));
-  }
 }

@@ -12,12 +12,12 @@ import { endChild, freePort, untilAnswers } from './child';
  * nothing between.
  */
 export interface BareFiles {
+  /** Where they are; whoever wants other files there makes them. */
+  readonly directory: string;
   upload(name: string, data: Uint8Array): Promise<void>;
   /** Gives the number of bytes that arrived. */
   download(name: string): Promise<number>;
-  /** Makes that many empty files; resolves with the directory's name. */
-  makeMany(count: number): Promise<string>;
-  /** Gives the number of entries that arrived. */
+  /** Of a directory in there. Gives the number of entries that arrived. */
   list(directory: string): Promise<number>;
   close(): Promise<void>;
 }
@@ -33,8 +33,9 @@ http.createServer((request, response) => {
   if (request.url.startsWith('/list/')) {
     const listed = path.join(directory, path.basename(request.url));
     const entries = fs.readdirSync(listed).sort().map((name) => {
-      const { mode, uid, gid, size, mtime } = fs.lstatSync(path.join(listed, name));
-      return { name, path: path.join(listed, name), mode, uid, gid, size, mtime };
+      const place = listed + '/' + name;
+      const { mode, uid, gid, size, mtimeMs } = fs.lstatSync(place);
+      return { name, path: place, mode, uid, gid, size, mtimeMs };
     });
     return response.end(JSON.stringify({ entries }));
   }
@@ -67,17 +68,12 @@ export async function startBareFiles(): Promise<BareFiles> {
     throw error;
   }
   return {
+    directory,
     upload: async (name, data) => {
       const response = await fetch(`${url}/${name}`, { method: 'PUT', body: data });
       await response.arrayBuffer();
     },
     download: async (name) => (await (await fetch(`${url}/${name}`)).arrayBuffer()).byteLength,
-    makeMany: async (count) => {
-      const name = `list-${count}`;
-      await fs.mkdir(path.join(directory, name));
-      for (let i = 0; i < count; i++) await fs.writeFile(path.join(directory, name, `f${i}`), '');
-      return name;
-    },
     // By the client of those requests that are compared with it, which needs less than `fetch`.
     list: async (name) => {
       const answer = http.get(`${url}/list/${name}`, { agent, signal: AbortSignal.timeout(DEADLINE_MS) });

@@ -26,6 +26,7 @@ import { LocalInstance } from './local-instance';
 import { launchArguments } from './local-launch';
 import { findMembers, freezeTree, identify, isAlive, killTree, MARK, thawTree } from './local-process';
 import type { ProcessIdentity, TreeMarks } from './local-process';
+import { Operations } from './operations';
 import type {
   Check,
   InboundHandler,
@@ -38,7 +39,6 @@ import type {
   OutputLine,
   Runtime,
 } from './runtime';
-import { Operations } from './operations';
 import { MAX_OUTPUT_LINES } from './runtime';
 import { TunnelServer } from './tunnel';
 

@@ -26,22 +26,48 @@ export function entryMessage(entry: FileEntry): EntryInfo {
 }
 
 /**
- * The message in JSON, as its own conversion gives it, which asks the schema about every field of every entry: 5 ms for a
- * thousand of them, and 1.5 ms where that makes objects for `JSON.stringify`. Texts put together take 0.6 ms.
+ * The message in JSON, as its own conversion gives it but for the order of fields. That asks the schema about every field
+ * of every entry: 5 ms for a thousand of them, and 1.5 ms where it makes objects for `JSON.stringify`. Texts put together
+ * take 0.6 ms.
  */
 export function entryText(entry: FileEntry): string {
-  let text = `{"permissions":${quoted(entry.permissions)}`;
+  let text = commonText(entry);
   if (entry.name !== '') text += `,"name":${quoted(entry.name)}`;
-  if (entry.type !== FileType.UNSPECIFIED) text += `,"type":"${typeName(entry.type)}"`;
   if (entry.path !== '') text += `,"path":${quoted(entry.path)}`;
   if (entry.size !== 0) text += `,"size":"${entry.size}"`;
-  if (entry.mode !== 0) text += `,"mode":${entry.mode}`;
-  if (entry.owner !== '') text += `,"owner":${quoted(entry.owner)}`;
-  if (entry.group !== '') text += `,"group":${quoted(entry.group)}`;
   if (hasTime(entry)) text += `,"modifiedTime":"${timeText(entry)}"`;
   if (entry.symlinkTarget !== undefined) text += `,"symlinkTarget":${quoted(entry.symlinkTarget)}`;
   for (const _ in entry.metadata) return `${text},"metadata":${JSON.stringify(entry.metadata)}}`;
   return `${text}}`;
+}
+
+type Common = Pick<FileEntry, 'type' | 'mode' | 'permissions' | 'owner' | 'group'>;
+
+let lastCommon: Common = { type: FileType.UNSPECIFIED, mode: 0, permissions: '', owner: '', group: '' };
+let lastCommonText = '{"permissions":""';
+
+/** The beginning of an entry's JSON, with what most files of a directory have in common. */
+function commonText({ type, mode, permissions, owner, group }: Common): string {
+  const last = lastCommon;
+  const isLast =
+    mode === last.mode &&
+    type === last.type &&
+    permissions === last.permissions &&
+    owner === last.owner &&
+    group === last.group;
+  if (!isLast) {
+    lastCommon = { type, mode, permissions, owner, group };
+    // What is undefined is left out.
+    const fields = {
+      permissions,
+      type: type === FileType.UNSPECIFIED ? undefined : typeName(type),
+      mode: mode || undefined,
+      owner: owner || undefined,
+      group: group || undefined,
+    };
+    lastCommonText = JSON.stringify(fields).slice(0, -1);
+  }
+  return lastCommonText;
 }
 
 /** Needs nothing escaped in JSON. */

@@ -13,13 +13,17 @@ import { errorCode, fileFailure } from './failure';
 const { O_RDONLY, O_DIRECTORY } = fs.constants;
 /** Entries are read synchronously for so long; then other requests get their turn. */
 const SLICE_MS = 8;
+/** So many entries, a fraction of a slice, take longer than looking at the clock. */
+const LOOK_EVERY = 16;
 
 /** Gives way to other work when a slice is used up. */
 class Slices {
   private startedAt = performance.now();
+  private entries = 0;
 
+  /** Asked before each entry. */
   isUsedUp(): boolean {
-    return performance.now() - this.startedAt >= SLICE_MS;
+    return ++this.entries % LOOK_EVERY === 0 && performance.now() - this.startedAt >= SLICE_MS;
   }
 
   async turn(): Promise<void> {
@@ -50,7 +54,7 @@ export async function listDirectory(
 
   const walk = async (apiPrefix: string, diskPath: DiskPath, level: number): Promise<void> => {
     const isLast = level >= depth;
-    const names = await namesIn(diskPath);
+    const names = namesIn(diskPath);
     // Never more than one: a deep tree would take all that there may be.
     const directory = isLast ? fs.openSync(diskPath, O_RDONLY | O_DIRECTORY) : undefined;
     try {
@@ -91,9 +95,12 @@ export async function listDirectory(
 
 const ASCII = /^[\0-\x7f]*$/;
 
-/** In the order of their bytes, one character for each: text sorts several times as fast as buffers do. */
-async function namesIn(directory: DiskPath): Promise<string[]> {
-  return (await fs.promises.readdir(directory, { encoding: 'latin1' })).sort();
+/**
+ * In the order of their bytes, one character for each: text sorts several times as fast as buffers do. Synchronous: for
+ * 10,000 names this takes as long as a slice, and the thread pool's detour a quarter of the time.
+ */
+function namesIn(directory: DiskPath): string[] {
+  return fs.readdirSync(directory, { encoding: 'latin1' }).sort();
 }
 
 /** @throws ConnectError in the words and codes of the directory methods */

@@ -10,8 +10,10 @@ import type { HandlerContext, Interceptor, ServiceImpl } from '@connectrpc/conne
 import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from '@connectrpc/connect-node';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
+import { told } from './connect-error';
 import { HttpError } from './http-error';
 import { log, reason } from './log';
+import { isPlain, unaryMethods } from './unary';
 import type { SandboxUser } from './users';
 
 /** Node's timers fire at once when asked for more; ten digits, which the protocol allows, are more. */
@@ -42,18 +44,6 @@ export function callerOf(context: HandlerContext): SandboxUser {
   return caller;
 }
 
-const jsonAnswerKey = createContextKey<readonly Buffer[] | undefined>(undefined);
-
-/** Whether a unary call's answer will be JSON. */
-export function wantsJson(context: HandlerContext): boolean {
-  return context.requestHeader.get('content-type')?.startsWith('application/json') === true;
-}
-
-/** Gives the JSON of a unary call's answer in place of the message that its method returns: for long ones. */
-export function answerWithJson(context: HandlerContext, chunks: readonly Buffer[]): void {
-  context.values.set(jsonAnswerKey, chunks);
-}
-
 /** Answers the RPCs of both services, in the Connect protocol with either codec. */
 export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
   const router = createConnectRouter({
@@ -65,6 +55,7 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
     interceptors: [tellErrors],
   });
   router.service(Process, process).service(Filesystem, filesystem);
+  const unary = new Map([...unaryMethods(Process, process), ...unaryMethods(Filesystem, filesystem)]);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   return async (request, response, caller) => {
     const path = (request.url ?? '').split('?', 1)[0] ?? '';
@@ -77,27 +68,19 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
       request.headers[TIMEOUT_HEADER] = String(Math.min(Number(timeout), MAX_TIMER_MS));
     }
     const values = createContextValues().set(callerKey, caller);
-    const call = universalRequestFromNodeRequest(request, response, undefined, values);
     try {
-      const answer = await handler(call);
-      const json = values.get(jsonAnswerKey);
-      // Not when the method failed after all: its error is the answer then.
-      if (json !== undefined && answer.status === 200) {
-        const length = json.reduce((sum, chunk) => sum + chunk.length, 0);
-        answer.header?.set('content-length', String(length));
-        answer.body = each(json);
+      const method = unary.get(path);
+      if (method !== undefined && isPlain(request)) await method(request, response, values);
+      else {
+        const call = universalRequestFromNodeRequest(request, response, undefined, values);
+        await universalResponseToNodeResponse(await handler(call), response);
       }
-      await universalResponseToNodeResponse(answer, response);
     } catch (error) {
       // What a handler throws is in its answer; this is about the connection, which the client may end at any time.
       if (!response.destroyed && !request.destroyed) log(`agent: ${path.slice(1)}: ${reason(error)}`);
       response.destroy();
     }
   };
-}
-
-async function* each(chunks: readonly Buffer[]): AsyncIterable<Uint8Array> {
-  yield* chunks;
 }
 
 /** Without this, whatever is not a ConnectError reaches the caller as an internal error that says nothing. */
@@ -112,39 +95,12 @@ const tellErrors: Interceptor = (next) => async (request) => {
   }
 };
 
-/** A call that was broken off fails for that reason, whichever of its parts noticed it first. */
-function told(error: unknown, signal: AbortSignal): ConnectError {
-  return toConnectError(signal.aborted && !(error instanceof ConnectError) ? signal.reason : error);
-}
-
 async function* tellStreamErrors<T>(messages: AsyncIterable<T>, signal: AbortSignal): AsyncIterable<T> {
   try {
     yield* messages;
   } catch (error) {
     throw told(error, signal);
   }
-}
-
-const CODES: Record<number, Code> = {
-  400: Code.InvalidArgument,
-  401: Code.Unauthenticated,
-  403: Code.PermissionDenied,
-  404: Code.NotFound,
-  409: Code.AlreadyExists,
-  501: Code.Unimplemented,
-  507: Code.ResourceExhausted,
-};
-
-/** Any failure as the protocol's; one that nobody foresaw is `internal` and says what happened. */
-export function toConnectError(error: unknown): ConnectError {
-  if (error instanceof ConnectError) return error;
-  if (error instanceof HttpError)
-    return new ConnectError(error.message, CODES[error.status] ?? Code.Internal);
-  if ((error as Error | undefined)?.name === 'AbortError') {
-    return new ConnectError('the client left', Code.Canceled, undefined, undefined, error);
-  }
-  log(`agent: internal: ${reason(error)}`);
-  return new ConnectError(reason(error), Code.Internal);
 }
 
 /** Where the events of a stream come from; `undefined` is the end. */

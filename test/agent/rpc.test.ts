@@ -2,7 +2,8 @@ import { Code, ConnectError } from '@connectrpc/connect';
 import type { HandlerContext } from '@connectrpc/connect';
 import fc from 'fast-check';
 import { HttpError } from '../../kernel-image/agent/http-error';
-import { keepaliveMs, streamEvents, toConnectError, untilAborted } from '../../kernel-image/agent/rpc';
+import { toConnectError } from '../../kernel-image/agent/connect-error';
+import { keepaliveMs, streamEvents, untilAborted } from '../../kernel-image/agent/rpc';
 import { eventually, Machine } from './agent-fixture';
 
 interface Frame {

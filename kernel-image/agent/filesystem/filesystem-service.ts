@@ -5,7 +5,8 @@ import { Code, ConnectError } from '@connectrpc/connect';
 import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
 import type { EntryInfo, Filesystem } from '../../../protocol/envd/gen/filesystem_pb';
 import type { AgentContext } from '../app';
-import { answerWithJson, callerOf, wantsJson } from '../rpc';
+import { callerOf } from '../rpc';
+import { jsonAnswerOf } from '../unary';
 import { resolvePath } from '../users';
 import type { SandboxUser } from '../users';
 import { Utf8Chunks } from '../utf8-chunks';
@@ -88,17 +89,18 @@ export function createFilesystemService(context: AgentContext): Partial<ServiceI
       const view = entryView(context, user);
       const list = (tell: (entry: FileEntry) => void): Promise<void> =>
         listDirectory(view, apiPath, users.toDisk(apiPath), request.depth || 1, tell);
-      if (wantsJson(call) && !isLegacyClient(call)) {
+      const answer = jsonAnswerOf(call);
+      if (answer !== undefined && !isLegacyClient(call)) {
         // No objects: of thousands that live to the end each is copied twice by the garbage collector.
         const json = new Utf8Chunks();
-        let separator = '';
-        json.add('{"entries":[');
+        let separator = '{"entries":[';
         await list((entry) => {
           json.add(separator + entryText(entry));
           separator = ',';
         });
-        json.add(']}');
-        answerWithJson(call, json.take());
+        // A list of nothing is left out.
+        json.add(separator === ',' ? ']}' : '{}');
+        answer.chunks = json.take();
         return {};
       }
       const entries: EntryInfo[] = [];

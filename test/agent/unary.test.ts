@@ -1,0 +1,93 @@
+import fs from 'node:fs/promises';
+import path from 'node:path';
+import { Machine } from './agent-fixture';
+import type { Answer } from './agent-fixture';
+
+/** Calls in JSON of known length have a way of their own; sent in chunks, they take the library's. */
+describe('plain unary calls', () => {
+  let machine: Machine;
+
+  beforeAll(async () => {
+    machine = await Machine.make();
+    await machine.start('agent');
+    await fs.mkdir(path.join(machine.home, 'kept', 'deeper'), { recursive: true });
+    await fs.writeFile(path.join(machine.home, 'kept', 'a "quoted" näme €'), 'content');
+    await fs.symlink('deeper', path.join(machine.home, 'kept', 'link'));
+    await fs.utimes(path.join(machine.home, 'kept', 'deeper'), 1, 1.25);
+  });
+
+  afterAll(() => machine.close());
+
+  type Way = (method: string, body: string, headers?: Record<string, string>) => Promise<Answer>;
+  const json = { 'content-type': 'application/json', 'connect-protocol-version': '1' };
+  const plain: Way = (method, body, headers = {}) =>
+    machine.request('POST', `/${method}`, {
+      headers: { ...json, 'content-length': String(Buffer.byteLength(body)), ...headers },
+      body,
+    });
+  const library: Way = (method, body, headers = {}) =>
+    machine.request('POST', `/${method}`, {
+      headers: { ...json, 'transfer-encoding': 'chunked', ...headers },
+      body,
+    });
+  const seen = ({ status, headers, body }: Answer) => {
+    const { date, 'content-length': length, ...rest } = headers;
+    expect([date, length]).toEqual([expect.any(String), String(body.length)]);
+    return { status, headers: rest, message: JSON.parse(body.toString()) as unknown };
+  };
+
+  it.each([
+    ['filesystem.Filesystem/Stat', { path: 'kept/link' }, {}],
+    ['filesystem.Filesystem/Stat', { path: 'kept/a "quoted" näme €', unknownField: [1, 2] }, {}],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { 'content-type': 'application/json; charset=utf-8' }],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { 'connect-timeout-ms': '60000' }],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { 'user-agent': 'connect-python' }],
+    ['filesystem.Filesystem/ListDir', { path: '/home/user/kept', depth: 2 }, {}],
+    ['filesystem.Filesystem/ListDir', { path: 'kept' }, { 'user-agent': 'connect-python' }],
+    ['filesystem.Filesystem/ListDir', { path: 'kept/deeper' }, {}],
+    ['process.Process/List', {}, {}],
+    // Failures of methods, of users, and of what is sent.
+    ['filesystem.Filesystem/Stat', { path: 'missing' }, {}],
+    ['filesystem.Filesystem/Stat', { path: 'nul\0' }, {}],
+    ['filesystem.Filesystem/ListDir', { path: 'kept/a "quoted" näme €' }, {}],
+    ['filesystem.Filesystem/MakeDir', { path: 'kept' }, {}],
+    ['filesystem.Filesystem/Remove', { path: '' }, {}],
+    ['filesystem.Filesystem/Move', { source: 'missing', destination: 'elsewhere' }, {}],
+    ['filesystem.Filesystem/GetWatcherEvents', { watcherId: 'none' }, {}],
+    ['process.Process/SendSignal', { process: { pid: 999_999 }, signal: 'SIGNAL_SIGKILL' }, {}],
+    ['process.Process/SendInput', { process: { tag: 'none' }, input: { stdin: '!' } }, {}],
+    ['process.Process/Nothing', {}, {}],
+    ['filesystem.Filesystem/Stat', { path: 5 }, {}],
+    ['filesystem.Filesystem/Stat', [], {}],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { 'connect-timeout-ms': '1x' }],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { 'connect-protocol-version': '2' }],
+    ['filesystem.Filesystem/Stat', { path: 'kept' }, { authorization: `Basic ${btoa('nobody-here:')}` }],
+  ])('%s of %j with %j is answered as by the library', async (method, message, headers) => {
+    const body = JSON.stringify(message);
+    expect(seen(await plain(method, body, headers))).toEqual(seen(await library(method, body, headers)));
+  });
+
+  it.each(['', '{', 'null', '"text"', '\ufeff{}', '{"path":"\ud800"}'])(
+    'the body %j is answered as by the library',
+    async (body) => {
+      const method = 'filesystem.Filesystem/Stat';
+      expect(seen(await plain(method, body))).toEqual(seen(await library(method, body)));
+    },
+  );
+
+  it('changes what it is asked to', async () => {
+    const made = await plain('filesystem.Filesystem/MakeDir', JSON.stringify({ path: 'made/below' }));
+    expect(seen(made).message).toMatchObject({ entry: { path: '/home/user/made/below' } });
+    expect(
+      seen(await plain('filesystem.Filesystem/Remove', JSON.stringify({ path: 'made' }))).message,
+    ).toEqual({});
+    await expect(fs.access(path.join(machine.home, 'made'))).rejects.toThrow('ENOENT');
+  });
+
+  it('takes a compressed call as the library does', async () => {
+    const headers = { 'content-encoding': 'br' };
+    const answer = seen(await plain('filesystem.Filesystem/Stat', 'not brotli', headers));
+    expect(answer).toEqual(seen(await library('filesystem.Filesystem/Stat', 'not brotli', headers)));
+    expect(answer.status).toBeGreaterThanOrEqual(400);
+  });
+});

@@ -1,6 +1,6 @@
 import fs from 'node:fs/promises';
 import path from 'node:path';
-import { Machine } from './agent-fixture';
+import { eventually, Machine } from './agent-fixture';
 import type { Answer } from './agent-fixture';
 
 /** Calls in JSON of known length have a way of their own; sent in chunks, they take the library's. */
@@ -82,6 +82,26 @@ describe('plain unary calls', () => {
       seen(await plain('filesystem.Filesystem/Remove', JSON.stringify({ path: 'made' }))).message,
     ).toEqual({});
     await expect(fs.access(path.join(machine.home, 'made'))).rejects.toThrow('ENOENT');
+  });
+
+  it('ends a call that waits at its time limit, as the library does', async () => {
+    const start = Buffer.from(
+      JSON.stringify({ process: { cmd: 'sleep', args: ['60'] }, stdin: true, tag: 'deaf' }),
+    );
+    const running = machine.request('POST', '/process.Process/Start', {
+      headers: { 'content-type': 'application/connect+json' },
+      body: Buffer.concat([Buffer.from([0, 0, 0, start.length >> 8, start.length & 0xff]), start]),
+    });
+    const selector = { process: { tag: 'deaf' } };
+    // More than a pipe holds.
+    const input = JSON.stringify({ ...selector, input: { stdin: Buffer.alloc(1 << 20).toString('base64') } });
+    const send = (way: Way) => way('process.Process/SendInput', input, { 'connect-timeout-ms': '200' });
+    await eventually(async () => expect((await send(plain)).status).not.toBe(404));
+    const answer = seen(await send(plain));
+    expect(answer.message).toMatchObject({ code: 'deadline_exceeded' });
+    expect(answer).toEqual(seen(await send(library)));
+    await plain('process.Process/SendSignal', JSON.stringify({ ...selector, signal: 'SIGNAL_SIGKILL' }));
+    await running;
   });
 
   it('takes a compressed call as the library does', async () => {

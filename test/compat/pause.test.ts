@@ -32,7 +32,8 @@ const COUNTER = `
 import os, time
 for n in range(1_000_000):
     if os.path.exists('enough'): break
-    open('count', 'w').write(str(n))
+    with open('count.next', 'w') as file: file.write(str(n))
+    os.replace('count.next', 'count') # else 99, then 100, may be read as 990
     time.sleep(0.02)
 n
 `;

@@ -97,7 +97,7 @@ except OSError as error:
   const keepTalking = async (id: string, name: string) => {
     const container = await harness.container(id);
     const program = `
-import socket, ssl, time
+import os, socket, ssl, time
 context = ssl._create_unverified_context()
 s = context.wrap_socket(socket.create_connection(('${name}', 443), 5), server_hostname='${name}')
 s.settimeout(5); count = 0
@@ -105,7 +105,9 @@ try:
     while True:
         s.send(b'x')
         if not s.recv(100): raise OSError('end')
-        count += 1; open('/tmp/talks', 'w').write(str(count)); time.sleep(0.02)
+        count += 1
+        with open('/tmp/talks.next', 'w') as file: file.write(str(count))
+        os.replace('/tmp/talks.next', '/tmp/talks'); time.sleep(0.02) # else 99, then 100, may be read as 990
 except OSError as error:
     open('/tmp/ended', 'w').write(type(error).__name__)
 `;
@@ -118,7 +120,11 @@ except OSError as error:
       await eventually(async () => expect(await talks()).toBeGreaterThan(before + 3), 10_000);
     };
     await goesOn();
-    return { goesOn, ended: () => eventually(() => execIn(container, ['cat', '/tmp/ended']), 20_000) };
+    return {
+      goesOn,
+      ended: () =>
+        eventually(() => execIn(container, ['sh', '-c', 'test -s /tmp/ended && cat /tmp/ended']), 20_000),
+    };
   };
 
   beforeAll(async () => {

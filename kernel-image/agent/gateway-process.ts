@@ -112,7 +112,7 @@ function dropTo(
 ): { name: string; uid: number; gid: number; home: string } | undefined {
   if (process.getuid?.() !== 0 || env['CELLBOX_SINGLE_USER'] === '1') return undefined;
   const name = env['CELLBOX_USER'] || 'user';
-  const account = parsePasswd(readFileSync('/etc/passwd', 'utf8'), name);
+  const account = parsePasswd(readFileSync('/etc/passwd', 'utf8')).get(name);
   if (account === undefined) throw new Error(`CELLBOX_USER: there is no user '${name}'`);
   return account;
 }

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import { HttpError } from './http-error';
-import { readText } from './read-text';
+import { ParsedFile } from './parsed-file';
 import { API_HOME } from './settings';
 
 /** A user of the sandbox, as far as files are concerned. */
@@ -49,16 +49,16 @@ function singleUser(home: string): Users {
   };
 }
 
-/** Looks users up in a passwd file at each request: programs inside add and remove users. */
+/** Looks at both files at each request: programs inside add and remove users. */
 export function systemUsers(passwdFile: string, groupFile: string): Users {
+  const passwd = new ParsedFile(passwdFile, parsePasswd);
+  const groups = new ParsedFile(groupFile, parseGroups);
   return {
     canChown: process.getuid?.() === 0,
     toDisk: (apiPath) => apiPath,
-    groups: (user) => {
-      return [...new Set([user.gid, ...parseGroups(textOrNone(groupFile), user.name)])];
-    },
+    groups: ({ name, gid }) => [...new Set([gid, ...(readOrNone(groups).get(name) ?? [])])],
     find: (name) => {
-      const user = parsePasswd(readText(passwdFile), name);
+      const user = passwd.read().get(name);
       if (user === undefined) throw new HttpError(401, `user '${name}' does not exist in this sandbox`);
       return user;
     },
@@ -66,29 +66,38 @@ export function systemUsers(passwdFile: string, groupFile: string): Users {
 }
 
 /** A system without the file has no further groups. */
-function textOrNone(file: string): string {
+function readOrNone<Key, Value>(file: ParsedFile<Map<Key, Value>>): Map<Key, Value> {
   try {
-    return readText(file);
+    return file.read();
   } catch {
-    return '';
+    return new Map();
   }
 }
 
-export function parsePasswd(text: string, name: string): SandboxUser | undefined {
+/** Users by name, the first line of each winning. Lines that make no sense are passed over. Pure. */
+export function parsePasswd(text: string): Map<string, SandboxUser> {
+  const users = new Map<string, SandboxUser>();
   for (const line of text.split('\n')) {
-    const [account, , uid, gid, , home] = line.split(':');
-    if (account !== name || !/^\d+$/.test(uid ?? '') || !/^\d+$/.test(gid ?? '')) continue;
-    return { name, uid: Number(uid), gid: Number(gid), home: home === undefined || home === '' ? '/' : home };
+    const [name = '', , uid, gid, , home] = line.split(':');
+    if (users.has(name) || !/^\d+$/.test(uid ?? '') || !/^\d+$/.test(gid ?? '')) continue;
+    users.set(name, { name, uid: Number(uid), gid: Number(gid), home: home || '/' });
   }
-  return undefined;
+  return users;
 }
 
-/** Ids of the groups that list this user as a member. Pure. */
-export function parseGroups(text: string, name: string): number[] {
-  return text.split('\n').flatMap((line) => {
+/** Ids of the groups that list a user as a member, by its name. Lines that make no sense are passed over. Pure. */
+export function parseGroups(text: string): Map<string, number[]> {
+  const groups = new Map<string, number[]>();
+  for (const line of text.split('\n')) {
     const [, , gid, members = ''] = line.split(':');
-    return /^\d+$/.test(gid ?? '') && members.split(',').includes(name) ? [Number(gid)] : [];
-  });
+    if (!/^\d+$/.test(gid ?? '')) continue;
+    for (const name of members.split(',')) {
+      const ids = groups.get(name);
+      if (ids === undefined) groups.set(name, [Number(gid)]);
+      else ids.push(Number(gid));
+    }
+  }
+  return groups;
 }
 
 /**

@@ -482,7 +482,7 @@ asRoot('files of a sandbox with users (needs root)', () => {
   afterEach(() => machine.close());
 
   it('belong to the user that the request names, with the directories made for them', async () => {
-    const nobody = parsePasswd(await fs.readFile('/etc/passwd', 'utf8'), 'nobody');
+    const nobody = parsePasswd(await fs.readFile('/etc/passwd', 'utf8')).get('nobody');
     const target = path.join(machine.directory, 'new', 'dir', 'file');
     const send = (username: string) =>
       machine.request('POST', `/files?path=${target}${username}`, { headers: OCTETS, body: 'x' });
@@ -636,8 +636,14 @@ describe('file rules', () => {
   it('find accounts among others', () => {
     const passwd =
       'root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1001::/home/user:/bin/sh\nbroken\nodd:x:a:b:::\n';
-    expect(parsePasswd(passwd, 'user')).toEqual({ name: 'user', uid: 1000, gid: 1001, home: '/home/user' });
-    expect(parsePasswd(passwd, 'root')).toMatchObject({ uid: 0, home: '/root' });
-    for (const name of ['odd', 'broken', '', 'use', 'x']) expect(parsePasswd(passwd, name)).toBeUndefined();
+    expect(parsePasswd(passwd).get('user')).toEqual({
+      name: 'user',
+      uid: 1000,
+      gid: 1001,
+      home: '/home/user',
+    });
+    expect(parsePasswd(passwd).get('root')).toMatchObject({ uid: 0, home: '/root' });
+    for (const name of ['odd', 'broken', '', 'use', 'x'])
+      expect(parsePasswd(passwd).get(name)).toBeUndefined();
   });
 });

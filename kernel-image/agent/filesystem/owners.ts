@@ -1,5 +1,4 @@
-import fs from 'node:fs';
-import { readText } from '../read-text';
+import { ParsedFile } from '../parsed-file';
 import type { SandboxUser, Users } from '../users';
 
 /** Names of users and groups by their numbers; a number without a name is told as a number. */
@@ -13,8 +12,8 @@ export interface Owners {
  * have the caller's name whatever the machine calls them.
  */
 export function readOwners(users: Users, caller: SandboxUser): Owners {
-  const userNames = namesIn('/etc/passwd');
-  const groupNames = namesIn('/etc/group');
+  const userNames = namesIn(passwd);
+  const groupNames = namesIn(groups);
   const isOnly = !users.canChown && caller.uid === process.getuid?.();
   return {
     user: (uid) => (isOnly && uid === caller.uid ? caller.name : (userNames.get(uid) ?? String(uid))),
@@ -24,18 +23,12 @@ export function readOwners(users: Users, caller: SandboxUser): Owners {
 
 type Names = ReadonlyMap<number, string>;
 const NONE: Names = new Map();
-const cache = new Map<string, { version: string; names: Names }>();
+const passwd = new ParsedFile('/etc/passwd', parseNames);
+const groups = new ParsedFile('/etc/group', parseNames);
 
-/** Read when the file is another than last time. Synchronous, because files told about one by one ask each time. */
-function namesIn(file: string): Names {
+function namesIn(file: ParsedFile<Names>): Names {
   try {
-    const { ino, size, mtimeNs } = fs.statSync(file, { bigint: true });
-    const version = `${ino} ${size} ${mtimeNs}`;
-    const cached = cache.get(file);
-    if (cached?.version === version) return cached.names;
-    const names = parseNames(readText(file));
-    cache.set(file, { version, names });
-    return names;
+    return file.read();
   } catch {
     return NONE; // a machine without the file has numbers only
   }

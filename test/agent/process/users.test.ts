@@ -76,8 +76,8 @@ describe('groups of a user', () => {
   const GROUPS = 'root:x:0:\nuser:x:1000:\ndocker:x:998:other,user\nlast:x:42:user\nbroken:x:x:user\n\n';
 
   it('are those that name it', () => {
-    expect(parseGroups(GROUPS, 'user')).toEqual([998, 42]);
-    expect(parseGroups(GROUPS, 'use')).toEqual([]);
+    expect(parseGroups(GROUPS).get('user')).toEqual([998, 42]);
+    expect(parseGroups(GROUPS).get('use')).toBeUndefined();
   });
 
   it('begin with its own, and are only that without a file', async () => {

@@ -7,13 +7,14 @@ import {
   createContextValues,
 } from '@connectrpc/connect';
 import type { HandlerContext, Interceptor, ServiceImpl } from '@connectrpc/connect';
+import { createAsyncIterable } from '@connectrpc/connect/protocol';
 import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from '@connectrpc/connect-node';
 import { Filesystem } from '../../protocol/envd/gen/filesystem_pb';
 import { Process } from '../../protocol/envd/gen/process_pb';
 import { told } from './connect-error';
 import { HttpError } from './http-error';
 import { log, reason } from './log';
-import { isPlain, unaryMethods } from './unary';
+import { isPlain, plainMethods } from './plain-calls';
 import type { SandboxUser } from './users';
 
 /** Node's timers fire at once when asked for more; ten digits, which the protocol allows, are more. */
@@ -55,7 +56,7 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
     interceptors: [tellErrors],
   });
   router.service(Process, process).service(Filesystem, filesystem);
-  const unary = new Map([...unaryMethods(Process, process), ...unaryMethods(Filesystem, filesystem)]);
+  const plain = new Map([...plainMethods(Process, process), ...plainMethods(Filesystem, filesystem)]);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
   return async (request, response, caller) => {
     const path = (request.url ?? '').split('?', 1)[0] ?? '';
@@ -68,13 +69,15 @@ export function createRpc({ process, filesystem }: RpcServices): RpcHandler {
       request.headers[TIMEOUT_HEADER] = String(Math.min(Number(timeout), MAX_TIMER_MS));
     }
     const values = createContextValues().set(callerKey, caller);
+    const byLibrary = async (body?: Buffer) => {
+      const call = universalRequestFromNodeRequest(request, response, undefined, values);
+      if (body !== undefined) call.body = createAsyncIterable([body]);
+      await universalResponseToNodeResponse(await handler(call), response);
+    };
     try {
-      const method = unary.get(path);
-      if (method !== undefined && isPlain(request)) await method(request, response, values);
-      else {
-        const call = universalRequestFromNodeRequest(request, response, undefined, values);
-        await universalResponseToNodeResponse(await handler(call), response);
-      }
+      const method = plain.get(path);
+      if (method === undefined || !isPlain(method, request)) await byLibrary();
+      else await method.answer(request, response, values, byLibrary);
     } catch (error) {
       // What a handler throws is in its answer; this is about the connection, which the client may end at any time.
       if (!response.destroyed && !request.destroyed) log(`agent: ${path.slice(1)}: ${reason(error)}`);

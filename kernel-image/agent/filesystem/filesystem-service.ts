@@ -6,7 +6,7 @@ import type { HandlerContext, ServiceImpl } from '@connectrpc/connect';
 import type { EntryInfo, Filesystem } from '../../../protocol/envd/gen/filesystem_pb';
 import type { AgentContext } from '../app';
 import { callerOf } from '../rpc';
-import { jsonAnswerOf } from '../unary';
+import { jsonAnswerOf } from '../plain-calls';
 import { resolvePath } from '../users';
 import type { SandboxUser } from '../users';
 import { Utf8Chunks } from '../utf8-chunks';

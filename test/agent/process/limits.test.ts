@@ -7,12 +7,12 @@ import { bySignal, failing, Following, isAlive, ProcessMachine } from './process
 
 const KEEPALIVE = { headers: { 'keepalive-ping-interval': '1' } };
 
-describe('time, memory and descriptors of processes', () => {
+describe.each(['json', 'binary'] as const)('time, memory and descriptors of processes, %s', (codec) => {
   let box: ProcessMachine;
   let agentPid: number;
 
   beforeAll(async () => {
-    box = await ProcessMachine.make();
+    box = await ProcessMachine.make(codec);
     agentPid = (await box.machine.start('agent')).pid ?? 0;
   });
 

@@ -2,9 +2,11 @@ import { once } from 'node:events';
 import fs from 'node:fs/promises';
 import net from 'node:net';
 import type { AddressInfo } from 'node:net';
+import { toJsonString } from '@bufbuild/protobuf';
 import { ConnectError, createClient } from '@connectrpc/connect';
-import type { CallOptions, Client, Code } from '@connectrpc/connect';
+import type { CallOptions, Client, Code, Interceptor } from '@connectrpc/connect';
 import { createConnectTransport } from '@connectrpc/connect-node';
+import { createAsyncIterable } from '@connectrpc/connect/protocol';
 import { AGENT_PORT } from '../../../protocol/routing';
 import { Process } from '../../../protocol/envd/gen/process_pb';
 import type { ProcessEvent } from '../../../protocol/envd/gen/process_pb';
@@ -18,33 +20,54 @@ export interface StartInit {
   stdin?: boolean;
 }
 
+export type Codec = 'json' | 'binary';
+
+const ENVELOPE_BYTES = 5;
+
+/** Streams are asked for with a length, as the SDKs do it; the library would send chunks, which the agent leaves to it. */
+const ofKnownLength: Interceptor = (next) => async (request) => {
+  if (!request.stream || request.method.methodKind !== 'server_streaming') return next(request);
+  for await (const message of request.message) {
+    const length = ENVELOPE_BYTES + Buffer.byteLength(toJsonString(request.method.input, message));
+    request.header.set('Content-Length', String(length));
+    return next({ ...request, message: createAsyncIterable([message]) });
+  }
+  throw new Error('a stream without a request');
+};
+
 /** A machine whose agent's RPCs are reached as any Connect server is. */
 export class ProcessMachine {
   readonly machine: Machine;
   readonly url: string;
+  /** In JSON it calls as the SDKs do, in binary as only the library can answer. */
   readonly client: Client<typeof Process>;
   readonly binaryClient: Client<typeof Process>;
   private readonly bridge: net.Server;
   private readonly sockets = new Set<net.Socket>();
 
-  private constructor(machine: Machine, bridge: net.Server) {
+  private constructor(machine: Machine, bridge: net.Server, codec: Codec) {
     this.machine = machine;
     this.bridge = bridge;
     this.url = `http://127.0.0.1:${(bridge.address() as AddressInfo).port}`;
     const client = (useBinaryFormat: boolean) =>
       createClient(
         Process,
-        createConnectTransport({ baseUrl: this.url, httpVersion: '1.1', useBinaryFormat }),
+        createConnectTransport({
+          baseUrl: this.url,
+          httpVersion: '1.1',
+          useBinaryFormat,
+          interceptors: useBinaryFormat ? [] : [ofKnownLength],
+        }),
       );
-    this.client = client(false);
     this.binaryClient = client(true);
+    this.client = codec === 'json' ? client(false) : this.binaryClient;
     bridge.on('connection', (socket: net.Socket) => {
       this.sockets.add(socket);
       socket.on('close', () => this.sockets.delete(socket));
     });
   }
 
-  static async make(): Promise<ProcessMachine> {
+  static async make(codec: Codec = 'json'): Promise<ProcessMachine> {
     const machine = await Machine.make();
     const bridge = net.createServer({ allowHalfOpen: true }, (socket) => {
       socket.on('error', () => {});
@@ -60,7 +83,7 @@ export class ProcessMachine {
     });
     bridge.listen(0, '127.0.0.1');
     await once(bridge, 'listening');
-    return new ProcessMachine(machine, bridge);
+    return new ProcessMachine(machine, bridge, codec);
   }
 
   /** What a shell says to a line, from `start` to the end. */

@@ -4,7 +4,7 @@ import { eventually, Machine } from './agent-fixture';
 import type { Answer } from './agent-fixture';
 
 /** Calls in JSON of known length have a way of their own; sent in chunks, they take the library's. */
-describe('plain unary calls', () => {
+describe('plain calls', () => {
   let machine: Machine;
 
   beforeAll(async () => {
@@ -109,5 +109,92 @@ describe('plain unary calls', () => {
     const answer = seen(await plain('filesystem.Filesystem/Stat', 'not brotli', headers));
     expect(answer).toEqual(seen(await library('filesystem.Filesystem/Stat', 'not brotli', headers)));
     expect(answer.status).toBeGreaterThanOrEqual(400);
+  });
+
+  describe('answered by a stream', () => {
+    type Frames = Array<{ flags: number; message: unknown }>;
+    const streamType = { 'content-type': 'application/connect+json', 'connect-protocol-version': '1' };
+    const envelope = (message: unknown, flags = 0) => {
+      const body = Buffer.from(typeof message === 'string' ? message : JSON.stringify(message));
+      const head = Buffer.alloc(5);
+      head.writeUInt8(flags, 0);
+      head.writeUInt32BE(body.length, 1);
+      return Buffer.concat([head, body]);
+    };
+    const ask = (method: string, body: Buffer, headers: Record<string, string>) =>
+      machine.request('POST', `/${method}`, { headers: { ...streamType, ...headers }, body });
+    const bothWays = async (method: string, body: Buffer, headers: Record<string, string> = {}) => {
+      const plainly = await ask(method, body, { 'content-length': String(body.length), ...headers });
+      const byLibrary = await ask(method, body, { 'transfer-encoding': 'chunked', ...headers });
+      return [plainly, byLibrary].map(({ status, headers: { date, ...told }, body: answer }) => {
+        expect(date).toEqual(expect.any(String));
+        return { status, headers: told, frames: framesOf(answer) };
+      });
+    };
+    const framesOf = (body: Buffer): Frames => {
+      const frames: Frames = [];
+      for (let at = 0; at < body.length;) {
+        const length = body.readUInt32BE(at + 1);
+        const message = JSON.parse(body.subarray(at + 5, at + 5 + length).toString()) as {
+          event?: { start?: { pid: number } };
+        };
+        if (message.event?.start !== undefined) message.event.start.pid = 1; // another each time
+        frames.push({ flags: body[at] ?? -1, message });
+        at += 5 + length;
+      }
+      return frames;
+    };
+    const shell = (line: string, more: object = {}) => ({
+      process: { cmd: '/bin/sh', args: ['-c', line], ...more },
+      stdin: false,
+    });
+    const START = 'process.Process/Start';
+
+    it.each([
+      [START, shell('echo "näme €"; sleep 0.1; echo two >&2; exit 3'), {}],
+      [START, shell('kill -9 $$', { unknown: [1] }), {}],
+      [START, { ...shell('tty >/dev/null; printf x'), pty: { size: { cols: 80, rows: 24 } } }, {}],
+      [START, shell('sleep 1.2'), { 'keepalive-ping-interval': '1' }],
+      [START, shell('sleep 60'), { 'connect-timeout-ms': '200' }],
+      [START, shell('true'), { 'connect-timeout-ms': '60000' }],
+      [START, shell('true'), { 'connect-accept-encoding': 'gzip' }],
+      [START, shell('true'), { 'content-type': 'application/connect+json; charset=utf-8' }],
+      // Failures of methods, of users, and of what is sent.
+      [START, shell('true', { cwd: '/missing' }), {}],
+      [START, { process: { cmd: '/missing' } }, {}],
+      [START, {}, {}],
+      [START, shell('true'), { 'connect-timeout-ms': '1x' }],
+      [START, shell('true'), { 'connect-content-encoding': 'gzip' }],
+      [START, shell('true'), { 'content-encoding': 'gzip' }],
+      [START, shell('true'), { authorization: `Basic ${btoa('nobody-here:')}` }],
+      [START, { process: { cmd: 5 } }, {}],
+      [START, [], {}],
+      ['process.Process/Connect', { process: { pid: 999_999 } }, {}],
+      ['process.Process/Connect', {}, {}],
+      ['filesystem.Filesystem/WatchDir', { path: 'missing' }, {}],
+      ['filesystem.Filesystem/WatchDir', { path: 'kept/a "quoted" näme €' }, {}],
+      ['filesystem.Filesystem/WatchDir', { path: 'kept' }, { 'connect-timeout-ms': '200' }],
+    ])('%s of %j with %j is answered as by the library', async (method, message, headers) => {
+      const [plainly, byLibrary] = await bothWays(method, envelope(message), headers);
+      expect(plainly).toEqual(byLibrary);
+    });
+
+    const fine = envelope(shell('echo fine'));
+    it.each([
+      ['nothing', Buffer.alloc(0)],
+      ['a part of a head', fine.subarray(0, 3)],
+      ['a part of a message', fine.subarray(0, -1)],
+      ['two messages', Buffer.concat([fine, fine])],
+      ['a message and a part', Buffer.concat([fine, fine.subarray(0, 7)])],
+      ['a compressed message', envelope('{}', 1)],
+      ['an end', envelope('{}', 2)],
+      ['a message and an end', Buffer.concat([fine, envelope('{}', 2)])],
+      ['text that is no JSON', envelope('{')],
+      ['an empty text', envelope('')],
+      ['half a character', envelope('{"tag":"\ud800"}')],
+    ])('%s is answered as by the library', async (_what, body) => {
+      const [plainly, byLibrary] = await bothWays(START, body);
+      expect(plainly).toEqual(byLibrary);
+    });
   });
 });

@@ -3,7 +3,7 @@ import type Dockerode from 'dockerode';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { LABELS } from './docker-container';
-import { callEngine, engineStatus } from './docker-engine';
+import { callEngine, engineStatus, freeze } from './docker-engine';
 import { rulesEnvironment } from './docker-facts';
 import type { EngineFacts } from './docker-facts';
 import { removeContainer, runHelper } from './docker-helper';
@@ -182,7 +182,7 @@ export class DockerEgress {
     let isFrozen = access !== 'full' && !found.State.Paused;
     const network = this.docker.getNetwork(this.names.network);
     await this.ensureNetwork(); // a prune takes it away while no sandbox is on it
-    if (isFrozen) await callEngine('pause sandbox', container.pause());
+    if (isFrozen) await freeze(container);
     try {
       await callEngine(
         'leave no network',

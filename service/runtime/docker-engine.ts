@@ -1,8 +1,11 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import Dockerode from 'dockerode';
 import { ServiceError } from '../errors';
 
 /** How long one call to the engine may take unless the caller knows better. Creating under load takes seconds. */
 export const ENGINE_TIMEOUT_MS = 30_000;
+const FREEZE_TIMEOUT_MS = 10_000;
+const FREEZE_PAUSE_MS = 50;
 
 /** A client for the engine that `DOCKER_HOST` names, else for the one on the default socket. Connects to nothing yet. */
 export function connectEngine(): Dockerode {
@@ -73,5 +76,27 @@ export async function callEngine<T>(
     );
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/**
+ * Freezes all processes of a container; fails as `callEngine` does.
+ *
+ * With cgroup v1 the engine gives up within a second when one of them waits for a disk or begins just then, and lets
+ * them go on. Nothing is wrong with such a container, so it is tried again, until the deadline.
+ */
+export async function freeze(
+  container: Pick<Dockerode.Container, 'pause'>,
+  timeoutMs = FREEZE_TIMEOUT_MS,
+): Promise<void> {
+  const deadline = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      await callEngine('pause sandbox', container.pause());
+      return;
+    } catch (error) {
+      if (!engineDetail(error).includes('unable to freeze') || performance.now() >= deadline) throw error;
+    }
+    await delay(FREEZE_PAUSE_MS);
   }
 }

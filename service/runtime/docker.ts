@@ -7,7 +7,7 @@ import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { LABELS, TUNNEL_DIR_INSIDE, containerOptions, toOutput, toRecord, toStats } from './docker-container';
 import { DockerEgress } from './docker-egress';
-import { callEngine, connectEngine, engineDetail, engineStatus, pingEngine } from './docker-engine';
+import { callEngine, connectEngine, engineDetail, engineStatus, freeze, pingEngine } from './docker-engine';
 import { followEvents } from './docker-events';
 import type { EngineEvent } from './docker-events';
 import { probeEngine } from './docker-facts';
@@ -503,7 +503,7 @@ class DockerRuntime implements Runtime {
     await this.operations.run(id, async () => {
       const found = await this.running(id);
       if (found.State.Paused) throw new ServiceError('failed_precondition', 'The sandbox is paused already');
-      await callEngine('pause sandbox', this.docker.getContainer(found.Id).pause());
+      await freeze(this.docker.getContainer(found.Id));
     });
   }
 

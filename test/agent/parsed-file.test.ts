@@ -64,8 +64,9 @@ describe('a parsed file', () => {
     expect(parsed).toEqual(['one', text]);
   });
 
-  it('is read again while it changed just now, as it could change in the same step of the clock', () => {
-    const reader = new ParsedFile(file, parse);
+  it('is read again while it changed just now, as it could change in the same step of the clock', async () => {
+    const { ctimeMs } = await fs.stat(file);
+    const reader = new ParsedFile(file, parse, () => ctimeMs + 999);
     expect([reader.read(), reader.read()]).toEqual(['ONE', 'ONE']);
     expect(parsed).toEqual(['one', 'one']);
   });

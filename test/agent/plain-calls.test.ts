@@ -154,8 +154,8 @@ describe('plain calls', () => {
       [START, shell('echo "näme €"; sleep 0.1; echo two >&2; exit 3'), {}],
       [START, shell('kill -9 $$', { unknown: [1] }), {}],
       [START, { ...shell('tty >/dev/null; printf x'), pty: { size: { cols: 80, rows: 24 } } }, {}],
-      [START, shell('sleep 1.2'), { 'keepalive-ping-interval': '1' }],
-      [START, shell('sleep 60'), { 'connect-timeout-ms': '200' }],
+      [START, shell('sleep 1.5'), { 'keepalive-ping-interval': '1' }],
+      [START, shell('sleep 60'), { 'connect-timeout-ms': '1000' }],
       [START, shell('true'), { 'connect-timeout-ms': '60000' }],
       [START, shell('true'), { 'connect-accept-encoding': 'gzip' }],
       [START, shell('true'), { 'content-type': 'application/connect+json; charset=utf-8' }],
@@ -173,7 +173,7 @@ describe('plain calls', () => {
       ['process.Process/Connect', {}, {}],
       ['filesystem.Filesystem/WatchDir', { path: 'missing' }, {}],
       ['filesystem.Filesystem/WatchDir', { path: 'kept/a "quoted" näme €' }, {}],
-      ['filesystem.Filesystem/WatchDir', { path: 'kept' }, { 'connect-timeout-ms': '200' }],
+      ['filesystem.Filesystem/WatchDir', { path: 'kept' }, { 'connect-timeout-ms': '1000' }],
     ])('%s of %j with %j is answered as by the library', async (method, message, headers) => {
       const [plainly, byLibrary] = await bothWays(method, envelope(message), headers);
       expect(plainly).toEqual(byLibrary);

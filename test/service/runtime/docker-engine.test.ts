@@ -3,7 +3,13 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import Dockerode from 'dockerode';
-import { callEngine, engineDetail, engineStatus, pingEngine } from '../../../service/runtime/docker-engine';
+import {
+  callEngine,
+  engineDetail,
+  engineStatus,
+  freeze,
+  pingEngine,
+} from '../../../service/runtime/docker-engine';
 import { ServiceError } from '../../../service/errors';
 
 const answer = (statusCode: number) =>
@@ -38,6 +44,43 @@ describe('callEngine()', () => {
   it('passes on what is a ServiceError already', async () => {
     const error = new ServiceError('internal', 'x');
     await expect(callEngine('x', Promise.reject(error))).rejects.toBe(error);
+  });
+});
+
+describe('freeze()', () => {
+  const refusal = (message: string, statusCode = 500) =>
+    Object.assign(new Error(message), { statusCode, json: { message } });
+  const BUSY = refusal('Cannot pause container x: OCI runtime pause failed: unable to freeze: unknown');
+  /** A container whose engine answers so, one after another, and then that it is frozen. */
+  const container = (...refusals: Error[]) => {
+    const pause = jest.fn(() => {
+      const next = refusals.shift();
+      return next === undefined ? Promise.resolve() : Promise.reject(next);
+    });
+    return { pause };
+  };
+
+  it('tries again when the engine caught a program in the middle of something', async () => {
+    const busy = container(BUSY, BUSY);
+    await freeze(busy);
+    expect(busy.pause).toHaveBeenCalledTimes(3);
+  });
+
+  it('fails with the engine at its deadline', async () => {
+    await expect(freeze(container(BUSY, BUSY), 0)).rejects.toMatchObject({
+      code: 'unavailable',
+      cause: BUSY,
+    });
+  });
+
+  it.each([
+    ['has ended', 'failed_precondition', refusal('Container x is not running', 409)],
+    ['is gone', 'not_found', refusal('no such container', 404)],
+    ['can’t be frozen at all', 'unavailable', refusal('OCI runtime pause failed: something else')],
+  ])('does not try again for a container that %s', async (_what, code, answer) => {
+    const broken = container(answer);
+    await expect(freeze(broken)).rejects.toMatchObject({ code });
+    expect(broken.pause).toHaveBeenCalledTimes(1);
   });
 });
 

@@ -131,15 +131,26 @@ describe('plain calls', () => {
         return { status, headers: told, frames: framesOf(answer) };
       });
     };
+    type Message = {
+      event?: { start?: { pid: number }; data?: Record<string, string>; keepalive?: unknown };
+    };
+    /** What both ways must say alike: not the process's number, nor how often its output was read. */
     const framesOf = (body: Buffer): Frames => {
-      const frames: Frames = [];
+      const frames: Array<{ flags: number; message: Message }> = [];
       for (let at = 0; at < body.length;) {
         const length = body.readUInt32BE(at + 1);
-        const message = JSON.parse(body.subarray(at + 5, at + 5 + length).toString()) as {
-          event?: { start?: { pid: number } };
-        };
-        if (message.event?.start !== undefined) message.event.start.pid = 1; // another each time
-        frames.push({ flags: body[at] ?? -1, message });
+        const message = JSON.parse(body.subarray(at + 5, at + 5 + length).toString()) as Message;
+        const { start, data, keepalive } = message.event ?? {};
+        const last = frames.at(-1)?.message.event;
+        if (start !== undefined) start.pid = 1;
+        const [[kind, bytes] = ['', '']] = Object.entries(data ?? {});
+        const before = last?.data?.[kind];
+        if (last?.data !== undefined && before !== undefined) {
+          const joined = Buffer.concat([before, bytes].map((part) => Buffer.from(part, 'base64')));
+          last.data[kind] = joined.toString('base64');
+        } else if (keepalive === undefined || last?.keepalive === undefined) {
+          frames.push({ flags: body[at] ?? -1, message });
+        }
         at += 5 + length;
       }
       return frames;

@@ -54,9 +54,16 @@ describeOnRuntimes(
       const executions = new Executions(client, sandboxId);
       const id = await executions.detach('import time\nprint("on", flush=True)\ntime.sleep(600)');
       await executions.read(id, 0, (events) => events.some(({ type }) => type === 'stdout'));
-      const native = expect(executions.events(id)).rejects.toThrow();
+      let isReading = false;
+      const events = executions.read(id, 0, () => {
+        isReading = true;
+        return false;
+      });
+      const native = expect(events).rejects.toThrow();
       const plain = client.execute(sandboxId, { code: '1' }).then((response) => response.text());
       const broken = expect(plain).rejects.toThrow();
+      // Both have arrived, and neither has an end.
+      await until(async () => isReading && (await executions.list()).length === 2);
       const [container = ''] = containersOf(sandboxId);
       const killed = Date.now();
       execFileSync('docker', ['kill', container]);

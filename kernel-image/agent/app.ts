@@ -1,12 +1,14 @@
 import { once } from 'node:events';
 import http from 'node:http';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { endStreamFlag } from '@connectrpc/connect/protocol-connect';
 import { HEADERS } from '../../protocol/routing';
 import { HttpError, sendError, sendJson } from './http-error';
 import { applyInit, globalEnv, sameSecret } from './state';
 import type { AgentState } from './state';
 import { compose } from './compose';
 import { download } from './download';
+import { envelope } from './envelope';
 import { createFilesystemService } from './filesystem/filesystem-service';
 import { sendMetrics } from './metrics';
 import type { Meter } from './metrics';
@@ -211,14 +213,11 @@ async function answerRpc(
   }
 }
 
-/** A stream's failure is its last frame: flag 2, length, and a JSON object whatever the messages' codec is. */
+/** A stream's failure is its last frame, in JSON whatever the messages' codec is. */
 function endStream(response: ServerResponse, contentType: string, failure: HttpError): void {
   const end = Buffer.from(JSON.stringify({ error: { code: failure.code, message: failure.message } }));
-  const head = Buffer.alloc(5);
-  head.writeUInt8(2, 0);
-  head.writeUInt32BE(end.length, 1);
   response.writeHead(200, { 'Content-Type': contentType });
-  response.end(Buffer.concat([head, end]));
+  response.end(envelope(endStreamFlag, end));
 }
 
 async function init(

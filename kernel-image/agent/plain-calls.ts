@@ -20,6 +20,7 @@ import {
   errorToJsonBytes,
 } from '@connectrpc/connect/protocol-connect';
 import { told } from './connect-error';
+import { envelope, ENVELOPE_BYTES } from './envelope';
 import { PlainContext } from './plain-context';
 
 /*
@@ -34,8 +35,6 @@ const PLAIN_TYPES = {
   server_streaming: /^application\/connect\+json$/i,
 };
 const READ_OPTIONS = { ignoreUnknownFields: true };
-/** One byte of flags and four of length stand before each message of a stream. */
-const ENVELOPE_BYTES = 5;
 /** Other than `toString`, it leaves a byte order mark out. */
 const decoder = new TextDecoder();
 
@@ -174,14 +173,6 @@ function startStream(response: ServerResponse, header: Headers | undefined): voi
   if (response.headersSent) return;
   for (const [name, value] of header ?? []) response.setHeader(name, value);
   response.writeHead(200, { 'Content-Type': contentTypeStreamJson });
-}
-
-function envelope(flags: number, message: Buffer): Buffer {
-  const frame = Buffer.allocUnsafe(ENVELOPE_BYTES + message.length);
-  frame.writeUInt8(flags, 0);
-  frame.writeUInt32BE(message.length, 1);
-  message.copy(frame, ENVELOPE_BYTES);
-  return frame;
 }
 
 function encode(method: DescMethod, message: MessageInitShape<DescMethod['output']>): Buffer {

@@ -5,7 +5,7 @@ import { ServiceError } from '../errors';
 /** How long one call to the engine may take unless the caller knows better. Creating under load takes seconds. */
 export const ENGINE_TIMEOUT_MS = 30_000;
 const FREEZE_TIMEOUT_MS = 10_000;
-const FREEZE_PAUSE_MS = 50;
+const FREEZE_RETRY_MS = 50;
 
 /** A client for the engine that `DOCKER_HOST` names, else for the one on the default socket. Connects to nothing yet. */
 export function connectEngine(): Dockerode {
@@ -97,6 +97,6 @@ export async function freeze(
     } catch (error) {
       if (!engineDetail(error).includes('unable to freeze') || performance.now() >= deadline) throw error;
     }
-    await delay(FREEZE_PAUSE_MS);
+    await delay(FREEZE_RETRY_MS);
   }
 }

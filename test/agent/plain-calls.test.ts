@@ -2,6 +2,8 @@ import fs from 'node:fs/promises';
 import path from 'node:path';
 import { eventually, Machine } from './agent-fixture';
 import type { Answer } from './agent-fixture';
+import { envelope, framesOf } from './connect-frames';
+import type { Frame } from './connect-frames';
 
 /** Calls in JSON of known length have a way of their own; sent in chunks, they take the library's. */
 describe('plain calls', () => {
@@ -112,15 +114,7 @@ describe('plain calls', () => {
   });
 
   describe('answered by a stream', () => {
-    type Frames = Array<{ flags: number; message: unknown }>;
     const streamType = { 'content-type': 'application/connect+json', 'connect-protocol-version': '1' };
-    const envelope = (message: unknown, flags = 0) => {
-      const body = Buffer.from(typeof message === 'string' ? message : JSON.stringify(message));
-      const head = Buffer.alloc(5);
-      head.writeUInt8(flags, 0);
-      head.writeUInt32BE(body.length, 1);
-      return Buffer.concat([head, body]);
-    };
     const ask = (method: string, body: Buffer, headers: Record<string, string>) =>
       machine.request('POST', `/${method}`, { headers: { ...streamType, ...headers }, body });
     const bothWays = async (method: string, body: Buffer, headers: Record<string, string> = {}) => {
@@ -128,32 +122,25 @@ describe('plain calls', () => {
       const byLibrary = await ask(method, body, { 'transfer-encoding': 'chunked', ...headers });
       return [plainly, byLibrary].map(({ status, headers: { date, ...told }, body: answer }) => {
         expect(date).toEqual(expect.any(String));
-        return { status, headers: told, frames: framesOf(answer) };
+        return { status, headers: told, frames: comparable(framesOf(answer)) };
       });
     };
-    type Message = {
-      event?: { start?: { pid: number }; data?: Record<string, string>; keepalive?: unknown };
-    };
+    type Event = { start?: { pid: number }; data?: Record<string, string> };
+    const eventOf = (frame?: Frame) => (frame?.message as { event?: Event } | undefined)?.event;
+    const joined = (...parts: string[]) =>
+      Buffer.concat(parts.map((part) => Buffer.from(part, 'base64'))).toString('base64');
     /** What both ways must say alike: not the process's number, nor how often its output was read. */
-    const framesOf = (body: Buffer): Frames => {
-      const frames: Array<{ flags: number; message: Message }> = [];
-      for (let at = 0; at < body.length;) {
-        const length = body.readUInt32BE(at + 1);
-        const message = JSON.parse(body.subarray(at + 5, at + 5 + length).toString()) as Message;
-        const { start, data, keepalive } = message.event ?? {};
-        const last = frames.at(-1)?.message.event;
+    const comparable = (frames: Frame[]): Frame[] => {
+      const told: Frame[] = [];
+      for (const frame of frames) {
+        const { start, data = {} } = eventOf(frame) ?? {};
         if (start !== undefined) start.pid = 1;
-        const [[kind, bytes] = ['', '']] = Object.entries(data ?? {});
-        const before = last?.data?.[kind];
-        if (last?.data !== undefined && before !== undefined) {
-          const joined = Buffer.concat([before, bytes].map((part) => Buffer.from(part, 'base64')));
-          last.data[kind] = joined.toString('base64');
-        } else if (keepalive === undefined || last?.keepalive === undefined) {
-          frames.push({ flags: body[at] ?? -1, message });
-        }
-        at += 5 + length;
+        const [[kind, bytes] = ['', '']] = Object.entries(data);
+        const before = eventOf(told.at(-1))?.data;
+        if (before?.[kind] === undefined) told.push(frame);
+        else before[kind] = joined(before[kind], bytes);
       }
-      return frames;
+      return told;
     };
     const shell = (line: string, more: object = {}) => ({
       process: { cmd: '/bin/sh', args: ['-c', line], ...more },
@@ -165,7 +152,7 @@ describe('plain calls', () => {
       [START, shell('echo "näme €"; sleep 0.1; echo two >&2; exit 3'), {}],
       [START, shell('kill -9 $$', { unknown: [1] }), {}],
       [START, { ...shell('tty >/dev/null; printf x'), pty: { size: { cols: 80, rows: 24 } } }, {}],
-      [START, shell('sleep 1.5'), { 'keepalive-ping-interval': '1' }],
+      [START, shell('sleep 3'), { 'keepalive-ping-interval': '2' }],
       [START, shell('sleep 60'), { 'connect-timeout-ms': '1000' }],
       [START, shell('true'), { 'connect-timeout-ms': '60000' }],
       [START, shell('true'), { 'connect-accept-encoding': 'gzip' }],

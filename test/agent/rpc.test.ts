@@ -5,30 +5,7 @@ import { HttpError } from '../../kernel-image/agent/http-error';
 import { toConnectError } from '../../kernel-image/agent/connect-error';
 import { keepaliveMs, streamEvents, untilAborted } from '../../kernel-image/agent/rpc';
 import { eventually, Machine } from './agent-fixture';
-
-interface Frame {
-  flags: number;
-  message: unknown;
-}
-
-function envelope(message: unknown, flags = 0): Buffer {
-  const payload = Buffer.from(JSON.stringify(message));
-  const head = Buffer.alloc(5);
-  head.writeUInt8(flags, 0);
-  head.writeUInt32BE(payload.length, 1);
-  return Buffer.concat([head, payload]);
-}
-
-function frames(body: Buffer): Frame[] {
-  const found: Frame[] = [];
-  for (let at = 0; at < body.length;) {
-    const length = body.readUInt32BE(at + 1);
-    const payload = body.subarray(at + 5, at + 5 + length).toString();
-    found.push({ flags: body.readUInt8(at), message: JSON.parse(payload) as unknown });
-    at += 5 + length;
-  }
-  return found;
-}
+import { envelope, framesOf } from './connect-frames';
 
 describe('the wire of RPCs', () => {
   let machine: Machine;
@@ -57,7 +34,7 @@ describe('the wire of RPCs', () => {
     const answer = await stream('Start', envelope(echo), identity);
     expect(answer.status).toBe(200);
     expect(answer.headers['content-type']).toBe('application/connect+json');
-    const found = frames(answer.body);
+    const found = framesOf(answer.body);
     expect(found.map(({ flags }) => flags)).toEqual([0, 0, 0, 2]);
     const [start, ...rest] = found.map(({ message }) => message);
     expect(start).toMatchObject({ event: { start: { pid: expect.any(Number) as number } } });
@@ -70,7 +47,7 @@ describe('the wire of RPCs', () => {
 
   it('spells the end of a signalled process out', async () => {
     const answer = await stream('Start', envelope({ process: { cmd: 'sh', args: ['-c', 'kill -9 $$'] } }));
-    expect(frames(answer.body).at(-2)?.message).toEqual({
+    expect(framesOf(answer.body).at(-2)?.message).toEqual({
       event: { end: { exitCode: -1, status: 'signal: killed', error: 'signal: killed' } },
     });
   });
@@ -115,7 +92,7 @@ describe('the wire of RPCs', () => {
   ])('answers %s on a stream with an error at its end', async (_name, body) => {
     const answer = await stream('Start', body);
     expect(answer.status).toBe(200);
-    const found = frames(answer.body);
+    const found = framesOf(answer.body);
     expect(found).toHaveLength(1);
     expect(found[0]).toMatchObject({ flags: 2, message: { error: { code: expect.any(String) as string } } });
   });
@@ -143,7 +120,7 @@ describe('the wire of RPCs', () => {
     const listed = JSON.parse((await unary('List', {})).body.toString()) as { processes: [{ pid: number }] };
     const closing = { process: { pid: String(listed.processes[0].pid) } };
     expect((await unary('CloseStdin', closing)).body.toString()).toBe('{}');
-    expect(JSON.stringify(frames((await running).body))).toContain(bytes.toString('base64'));
+    expect(JSON.stringify(framesOf((await running).body))).toContain(bytes.toString('base64'));
   });
 
   it.each(['1x', '-5', '12345678901'])('refuses the time limit %s', async (timeout) => {
@@ -171,7 +148,7 @@ describe('the wire of RPCs', () => {
     ]);
     const streamed = await stream('Start', envelope(echo), headers);
     expect(streamed.status).toBe(200);
-    expect(frames(streamed.body)).toMatchObject([
+    expect(framesOf(streamed.body)).toMatchObject([
       { flags: 2, message: { error: { code: 'unauthenticated' } } },
     ]);
   });

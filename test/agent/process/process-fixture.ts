@@ -11,6 +11,7 @@ import { AGENT_PORT } from '../../../protocol/routing';
 import { Process } from '../../../protocol/envd/gen/process_pb';
 import type { ProcessEvent } from '../../../protocol/envd/gen/process_pb';
 import { Machine } from '../agent-fixture';
+import { ENVELOPE_BYTES } from '../connect-frames';
 
 /** A `StartRequest` as a caller writes it. */
 export interface StartInit {
@@ -21,8 +22,6 @@ export interface StartInit {
 }
 
 export type Codec = 'json' | 'binary';
-
-const ENVELOPE_BYTES = 5;
 
 /** Streams are asked for with a length, as the SDKs do it; the library would send chunks, which the agent leaves to it. */
 const ofKnownLength: Interceptor = (next) => async (request) => {

@@ -20,6 +20,7 @@ import type {
 } from '../../../../protocol/envd/gen/filesystem_pb';
 import { AGENT_PORT } from '../../../../protocol/routing';
 import { eventually, Machine } from '../../agent-fixture';
+import { envelope } from '../../connect-frames';
 
 const told = (events: FilesystemEvent[]) => events.map((event) => `${EventType[event.type]} ${event.name}`);
 
@@ -323,15 +324,13 @@ describe('the watch service', () => {
   it('frees the place of a client that stopped reading and left', async () => {
     await serve({ maxWatchers: 1, maxEvents: 100_000, idleMs: 60_000 });
     const { port } = server.address() as net.AddressInfo;
-    const body = Buffer.from('\0\0\0\0\0{"path":"~"}');
-    body.writeUInt32BE(body.length - 5, 1);
     const request = http.request({
       port,
       method: 'POST',
       path: '/filesystem.Filesystem/WatchDir',
       headers: { 'content-type': 'application/connect+json' },
     });
-    request.end(body);
+    request.end(envelope({ path: '~' }));
     const answer = await new Promise<http.IncomingMessage>((resolve) => request.once('response', resolve));
     answer.pause();
     // More than the buffers of both sockets hold.

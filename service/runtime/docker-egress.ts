@@ -3,12 +3,12 @@ import type Dockerode from 'dockerode';
 import { ServiceError } from '../errors';
 import type { Logger } from '../log';
 import { LABELS } from './docker-container';
-import { callEngine, engineStatus, freeze } from './docker-engine';
+import { callEngine, freeze } from './docker-engine';
 import { rulesEnvironment } from './docker-facts';
 import type { EngineFacts } from './docker-facts';
 import { removeContainer, runHelper } from './docker-helper';
 import { isHostKernel } from './docker-isolation';
-import { ensureNetwork } from './docker-network';
+import { ensureNetwork, removeNetwork } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyOf } from './docker-policy';
 import type { MachinePolicy } from './docker-policy';
@@ -269,11 +269,7 @@ export class DockerEgress {
   /** No machine is left: nothing of the service stays in the engine but its image. */
   async clear(): Promise<void> {
     await this.proxy.remove();
-    try {
-      await callEngine('remove network', this.docker.getNetwork(this.names.network).remove());
-    } catch (error) {
-      if (engineStatus(error) !== 404) throw error;
-    }
+    await removeNetwork(this.docker, this.names);
     await this.rules.clear();
   }
 }

@@ -266,3 +266,12 @@ export async function networkExists(docker: Dockerode, names: BridgeNames): Prom
     throw error;
   }
 }
+
+/** There need not be any; the engine refuses while a machine on it runs. */
+export async function removeNetwork(docker: Dockerode, { network }: BridgeNames): Promise<void> {
+  try {
+    await callEngine('remove network', docker.getNetwork(network).remove());
+  } catch (error) {
+    if (engineStatus(error) !== 404) throw error;
+  }
+}

@@ -7,7 +7,7 @@ import type { Logger } from '../log';
 import { LABELS } from './docker-container';
 import { callEngine, engineDetail, engineStatus } from './docker-engine';
 import { demultiplex, removeContainer } from './docker-helper';
-import { ensureNetwork, proxyNetworkNames } from './docker-network';
+import { ensureNetwork, proxyNetworkNames, removeNetwork } from './docker-network';
 import type { BridgeNames, NetworkNames } from './docker-network';
 import type { ProxyTarget } from './docker-policy';
 import {
@@ -117,11 +117,7 @@ export class DomainProxy {
     this.running = undefined;
     const { docker } = this.options;
     await removeContainer(docker, this.network.network);
-    try {
-      await callEngine('remove network', docker.getNetwork(this.network.network).remove());
-    } catch (error) {
-      if (engineStatus(error) !== 404) throw error;
-    }
+    await removeNetwork(docker, this.network);
   }
 
   // ---- the image ---------------------------------------------------------------------------------------------------

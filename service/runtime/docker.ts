@@ -11,12 +11,12 @@ import { callEngine, connectEngine, engineDetail, engineStatus, freeze, pingEngi
 import { followEvents } from './docker-events';
 import type { EngineEvent } from './docker-events';
 import { probeEngine } from './docker-facts';
-import type { EngineFacts } from './docker-facts';
+import type { EngineFacts, ProbeOptions } from './docker-facts';
 import { removeContainer } from './docker-helper';
 import { DockerInstance } from './docker-instance';
 import { DockerIsolation, isHostKernel } from './docker-isolation';
 import type { IsolationLevel } from './docker-isolation';
-import { ensureNetwork, networkNames } from './docker-network';
+import { ensureNetwork, networkNames, removeNetwork } from './docker-network';
 import type { NetworkNames } from './docker-network';
 import { policyLines, policyOf } from './docker-policy';
 import type { MachinePolicy } from './docker-policy';
@@ -86,6 +86,7 @@ const NO_NAME_SERVERS =
   'a network needs a name server that is not on the host’s loopback: name one with CELLBOX_NAME_SERVERS';
 /** Longer than any id, in bytes; so that all sockets of one service land in one place. */
 const LONGEST_ID = 40;
+const NETWORK_STAYS = 'the network of the sandboxes stays';
 
 /**
  * Proves the engine fit for sandboxes, makes the network and the host's rules for it, and gives the runtime.
@@ -105,22 +106,14 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const names = networkNames(serviceId);
   await ensureNetwork(docker, names, { [LABELS.service]: serviceId });
   const policies = await runningPolicies(docker, options, serviceId, names);
-  const proxy = await proxyFound(docker, names, namedRules(policies)).catch((error: unknown) => {
-    options.logger.warn({ error }, 'the proxy for domain rules says nothing: what they allow is closed');
-    return undefined;
-  });
-  const rules = policyLines(names, policies, proxy);
-  const { image, resources, nameServers } = options;
-  const facts = await probeEngine({
-    docker,
-    image,
-    serviceId,
-    resources,
-    nameServers,
-    tunnels,
-    names,
-    rules,
-  });
+  const facts = await probeWith(docker, options, { serviceId, tunnels, names, policies }).catch(
+    async (error: unknown) => {
+      await removeNetworkOfNone(docker, serviceId, names).catch((cause: unknown) =>
+        options.logger.warn({ error: cause }, NETWORK_STAYS),
+      );
+      throw error;
+    },
+  );
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
   const isolation = new DockerIsolation({
     docker,
@@ -132,12 +125,38 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
     usual: options.isolation,
     logger: options.logger,
   });
-  await isolation.take(undefined); // what every sandbox would fail for is told now
   const runtime = new DockerRuntime(docker, options, serviceId, names, tunnels, facts, isolation, policies);
-  await runtime.watch();
-  await runtime.sweep();
+  try {
+    await isolation.take(undefined); // what every sandbox would fail for is told now
+    await runtime.watch();
+    await runtime.sweep();
+  } catch (error) {
+    await runtime.close();
+    throw error;
+  }
   runtime.egress.serveDomains();
   return runtime;
+}
+
+async function probeWith(
+  docker: Dockerode,
+  { image, resources, nameServers, logger }: DockerRuntimeOptions,
+  own: Pick<ProbeOptions, 'serviceId' | 'tunnels' | 'names'> & { policies: Map<string, MachinePolicy> },
+): Promise<EngineFacts> {
+  const { policies, ...rest } = own;
+  const proxy = await proxyFound(docker, own.names, namedRules(policies)).catch((error: unknown) => {
+    logger.warn({ error }, 'the proxy for domain rules says nothing: what they allow is closed');
+    return undefined;
+  });
+  const rules = policyLines(own.names, policies, proxy);
+  return probeEngine({ docker, image, resources, nameServers, rules, ...rest });
+}
+
+/** Of a start that was refused: an engine has addresses for some thirty networks only. */
+async function removeNetworkOfNone(docker: Dockerode, serviceId: string, names: NetworkNames): Promise<void> {
+  const filters = { label: sandboxFilters(serviceId) };
+  const found = await callEngine('list sandboxes', docker.listContainers({ all: true, filters }));
+  if (found.length === 0) await removeNetwork(docker, names);
 }
 
 /** What the engine's objects of this service are labelled with. From the secret: two services may share one engine. */
@@ -799,7 +818,7 @@ class DockerRuntime implements Runtime {
       try {
         await this.removeUnusedNetwork();
       } catch (error) {
-        this.options.logger.warn({ error }, 'the network of the sandboxes stays');
+        this.options.logger.warn({ error }, NETWORK_STAYS);
       }
     })();
     return this.closed;

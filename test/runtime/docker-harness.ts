@@ -126,6 +126,10 @@ export async function makeDockerHarness(
   const dataDir = overrides.dataDir ?? fs.mkdtempSync(path.join(os.tmpdir(), 'cbx-docker-'));
   const secret = crypto.randomBytes(32);
   const before = new Set((await docker.listNetworks()).map((network) => network.Id));
+  const newNetworks = async () =>
+    (await docker.listNetworks()).filter(
+      (network) => !before.has(network.Id) && network.Labels?.[LABELS.service] !== undefined,
+    );
   const make = () =>
     createDockerRuntime({
       dataDir,
@@ -143,14 +147,14 @@ export async function makeDockerHarness(
       ...(overrides.nameServers !== undefined && { nameServers: overrides.nameServers }),
       ...(overrides.networks !== undefined && { networks: overrides.networks }),
     });
-  let runtime: Runtime = await make().catch((error: unknown) => {
+  let runtime: Runtime = await make().catch(async (error: unknown) => {
     fs.rmSync(dataDir, { recursive: true, force: true });
+    const stayed = await newNetworks();
+    if (stayed.length > 0) throw new Error('the network of a refused runtime stayed', { cause: error });
     throw error;
   });
-  const ours = (await docker.listNetworks()).filter(
-    (network) => !before.has(network.Id) && network.Labels?.[LABELS.service] !== undefined,
-  );
-  const serviceId = ours[0]?.Labels?.[LABELS.service] ?? '';
+  const [ours] = await newNetworks();
+  const serviceId = ours?.Labels?.[LABELS.service] ?? '';
   const containers = (kind: 'sandbox' | 'helper' | 'proxy') =>
     docker.listContainers({
       all: true,

@@ -11,7 +11,7 @@ import { callEngine, connectEngine, engineDetail, engineStatus, freeze, pingEngi
 import { followEvents } from './docker-events';
 import type { EngineEvent } from './docker-events';
 import { probeEngine } from './docker-facts';
-import type { EngineFacts, ProbeOptions } from './docker-facts';
+import type { EngineFacts } from './docker-facts';
 import { removeContainer } from './docker-helper';
 import { DockerInstance } from './docker-instance';
 import { DockerIsolation, isHostKernel } from './docker-isolation';
@@ -106,14 +106,27 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   const names = networkNames(serviceId);
   await ensureNetwork(docker, names, { [LABELS.service]: serviceId });
   const policies = await runningPolicies(docker, options, serviceId, names);
-  const facts = await probeWith(docker, options, { serviceId, tunnels, names, policies }).catch(
-    async (error: unknown) => {
-      await removeNetworkOfNone(docker, serviceId, names).catch((cause: unknown) =>
-        options.logger.warn({ error: cause }, NETWORK_STAYS),
-      );
-      throw error;
-    },
-  );
+  const proxy = await proxyFound(docker, names, namedRules(policies)).catch((error: unknown) => {
+    options.logger.warn({ error }, 'the proxy for domain rules says nothing: what they allow is closed');
+    return undefined;
+  });
+  const rules = policyLines(names, policies, proxy);
+  const { image, resources, nameServers } = options;
+  const facts = await probeEngine({
+    docker,
+    image,
+    serviceId,
+    resources,
+    nameServers,
+    tunnels,
+    names,
+    rules,
+  }).catch(async (refusal: unknown) => {
+    await removeNetworkOfNone(docker, serviceId, names).catch((error: unknown) =>
+      options.logger.warn({ error }, NETWORK_STAYS),
+    );
+    throw refusal;
+  });
   for (const caveat of facts.caveats) options.logger.warn({ runtime: 'docker' }, caveat);
   const isolation = new DockerIsolation({
     docker,
@@ -138,25 +151,9 @@ export async function createDockerRuntime(options: DockerRuntimeOptions): Promis
   return runtime;
 }
 
-async function probeWith(
-  docker: Dockerode,
-  { image, resources, nameServers, logger }: DockerRuntimeOptions,
-  own: Pick<ProbeOptions, 'serviceId' | 'tunnels' | 'names'> & { policies: Map<string, MachinePolicy> },
-): Promise<EngineFacts> {
-  const { policies, ...rest } = own;
-  const proxy = await proxyFound(docker, own.names, namedRules(policies)).catch((error: unknown) => {
-    logger.warn({ error }, 'the proxy for domain rules says nothing: what they allow is closed');
-    return undefined;
-  });
-  const rules = policyLines(own.names, policies, proxy);
-  return probeEngine({ docker, image, resources, nameServers, rules, ...rest });
-}
-
 /** Of a start that was refused: an engine has addresses for some thirty networks only. */
 async function removeNetworkOfNone(docker: Dockerode, serviceId: string, names: NetworkNames): Promise<void> {
-  const filters = { label: sandboxFilters(serviceId) };
-  const found = await callEngine('list sandboxes', docker.listContainers({ all: true, filters }));
-  if (found.length === 0) await removeNetwork(docker, names);
+  if ((await listSandboxes(docker, serviceId)).length === 0) await removeNetwork(docker, names);
 }
 
 /** What the engine's objects of this service are labelled with. From the secret: two services may share one engine. */
@@ -192,15 +189,19 @@ async function runningPolicies(
 ): Promise<Map<string, MachinePolicy>> {
   const policies = new Map<string, MachinePolicy>();
   if (networks === undefined || networks.size === 0) return policies;
-  const filters = { label: sandboxFilters(serviceId) };
-  const found = await callEngine('list sandboxes', docker.listContainers({ all: true, filters }));
-  for (const { Labels, NetworkSettings } of found) {
+  for (const { Labels, NetworkSettings } of await listSandboxes(docker, serviceId)) {
     const id = Labels[LABELS.id] ?? '';
     const mac = NetworkSettings.Networks[names.network]?.MacAddress;
     const policy = mac ? policyOf(mac, networks.get(id) ?? 'full') : undefined;
     if (policy !== undefined) policies.set(id, policy);
   }
   return policies;
+}
+
+/** Those that run, are paused, or are halted. */
+function listSandboxes(docker: Dockerode, serviceId: string): Promise<Dockerode.ContainerInfo[]> {
+  const filters = { label: sandboxFilters(serviceId) };
+  return callEngine('list sandboxes', docker.listContainers({ all: true, filters }));
 }
 
 function sandboxFilters(serviceId: string): string[] {
@@ -473,10 +474,7 @@ class DockerRuntime implements Runtime {
   // ---- list, adopt, pause, resume, halt, boot, stop ----------------------------------------------------------------
 
   async list(): Promise<InstanceRecord[]> {
-    const found = await callEngine(
-      'list sandboxes',
-      this.docker.listContainers({ all: true, filters: { label: this.filters() } }),
-    );
+    const found = await listSandboxes(this.docker, this.serviceId);
     return found.flatMap((info) => toRecord(info, this.startingIds) ?? []);
   }
 
@@ -723,7 +721,7 @@ class DockerRuntime implements Runtime {
     const first = new Promise<void>((resolve) => (connected = resolve));
     this.watcher = followEvents({
       docker: this.docker,
-      labels: this.filters(),
+      labels: sandboxFilters(this.serviceId),
       signal: this.closing.signal,
       logger: this.options.logger,
       onEvent: (event) => this.onEvent(event),
@@ -857,10 +855,6 @@ class DockerRuntime implements Runtime {
     const found = await this.inspect(id);
     if (found === undefined || !found.State.Running) throw notFound(id);
     return found;
-  }
-
-  private filters(): string[] {
-    return sandboxFilters(this.serviceId);
   }
 
   private newTunnel(id: string): TunnelServer {

@@ -6,6 +6,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import type { WebSocket } from 'ws';
 import { WebSocketServer } from 'ws';
 import type { Machine } from '../../service/interpreter/contexts';
+import { requestText } from './request-text';
 
 export const V1_PROTOCOL = 'v1.kernel.websocket.jupyter.org';
 
@@ -288,9 +289,8 @@ export class FakeGateway {
   }
 
   private async serve(req: http.IncomingMessage, res: http.ServerResponse): Promise<void> {
-    const chunks: Buffer[] = [];
-    for await (const chunk of req as AsyncIterable<Buffer>) chunks.push(chunk);
-    const text = Buffer.concat(chunks).toString();
+    const text = await requestText(req);
+    if (text === undefined) return;
     const path = (req.url ?? '').replace(/\?.*/, '');
     const query = new URLSearchParams((req.url ?? '').split('?')[1] ?? '');
     const method = req.method ?? '';

@@ -16,6 +16,7 @@ import type {
   OutputLine,
   Runtime,
 } from '../../service/runtime/runtime';
+import { requestText } from './request-text';
 
 /** What every machine's agent tells that it uses. */
 export const FAKE_METRICS = {
@@ -86,9 +87,9 @@ export class FakeMachine {
         const { accessToken, env, agentStatus } = this;
         if (req.url === '/health') res.writeHead(agentStatus ?? 204).end();
         else if (req.url === '/init') {
-          const chunks: Buffer[] = [];
-          for await (const chunk of req as AsyncIterable<Buffer>) chunks.push(chunk);
-          const body = JSON.parse(Buffer.concat(chunks).toString()) as {
+          const text = await requestText(req);
+          if (text === undefined) return;
+          const body = JSON.parse(text) as {
             accessToken?: string;
             envVars: Record<string, string>;
           };

@@ -86,6 +86,7 @@ it('has what ended again, to the byte: events, text, ending', async () => {
   gateway.script = (execution) => void execution.busy().input().stdout(long).stderr('e').reply().idle();
   const large = await run(before, 'large');
   const seen = [await read(short), await read(large)];
+  await large.settled(); // long text is written behind
   const after = await killAndServe(before);
   const restored = after.listExecutions(machine.id).reverse();
   expect(restored.map(({ id }) => id)).toEqual([short.id, large.id]);

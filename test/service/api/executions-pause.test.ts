@@ -4,7 +4,7 @@ import { ExecutionsHarness } from './executions-harness';
 
 let harness: ExecutionsHarness;
 beforeEach(async () => {
-  harness = await ExecutionsHarness.open({ interruptGraceMs: 50 });
+  harness = await ExecutionsHarness.open({ interruptGraceMs: 30_000 });
 });
 afterEach(() => harness.close());
 
@@ -63,12 +63,13 @@ describe('executions of the native API, when their sandbox is paused and resumed
 
   it('are not timed while they stand still', async () => {
     scriptLoop();
-    const id = await harness.detach({ code: 'loop', timeout_ms: 300 });
+    const limitMs = 1_500; // time enough to get there
+    const id = await harness.detach({ code: 'loop', timeout_ms: limitMs });
     const other = await harness.detach({ code: '1+1' });
     harness.gateway.onInterrupt = () => void loop().then(interrupted);
     await loop();
     suspend();
-    await new Promise((resolve) => setTimeout(resolve, 400)); // what is tested is that this time does not count
+    await new Promise((resolve) => setTimeout(resolve, limitMs + 100)); // what is tested is that this time does not count
     expect((await harness.info(id)).state).toBe('running');
     expect(harness.gateway.rest('POST', /interrupt/)).toEqual([]);
     await harness.interpreter.resume(harness.machine);
@@ -150,7 +151,7 @@ describe('executions of E2B, when their sandbox is paused and resumed,', () => {
 
   it('leave a cell that keeps to its time limit', async () => {
     await harness.close();
-    harness = await ExecutionsHarness.open({ interruptGraceMs: 50, timeoutMs: 200 });
+    harness = await ExecutionsHarness.open({ interruptGraceMs: 30_000, timeoutMs: 200 });
     scriptLoop();
     const told = new Promise<void>((resolve) => {
       harness.gateway.onInterrupt = () => {

@@ -7,11 +7,20 @@ import { obedient } from '../../fakes/fake-gateway';
 import { ExecutionsHarness } from './executions-harness';
 import type { NativeEvent } from './executions-harness';
 
+/** More than any kernel takes that obeys, on any machine. */
+const OBEYED = 30_000;
+const NOT_OBEYED = 50;
+
 let harness: ExecutionsHarness;
 beforeEach(async () => {
-  harness = await ExecutionsHarness.open({ interruptGraceMs: 50 });
+  harness = await ExecutionsHarness.open({ interruptGraceMs: OBEYED });
 });
 afterEach(() => harness.close());
+
+async function reopen(...settings: Parameters<typeof ExecutionsHarness.open>): Promise<void> {
+  await harness.close();
+  harness = await ExecutionsHarness.open(...settings);
+}
 
 const ACCOUNTING = {
   wall_ms: expect.any(Number) as number,
@@ -159,6 +168,7 @@ describe('how executions end', () => {
   });
 
   it('by the time limit, not obeyed: the kernel is killed, and the next cell has another one', async () => {
+    await reopen({ interruptGraceMs: NOT_OBEYED });
     script('stubborn', (execution) => execution.stdout('partial'));
     const events = await harness.run({ code: 'stubborn', timeout_ms: 30 });
     expect(events).toMatchObject([
@@ -173,6 +183,7 @@ describe('how executions end', () => {
   });
 
   it('by the time limit, not obeyed: it is not said before the kernel is gone', async () => {
+    await reopen({ interruptGraceMs: NOT_OBEYED });
     script('stubborn', () => undefined);
     let killed!: () => void;
     harness.gateway.restartGate = new Promise((resolve) => (killed = resolve));
@@ -199,8 +210,7 @@ describe('how executions end', () => {
   });
 
   it('by the default limit where the request has none, and without one at 0', async () => {
-    await harness.close();
-    harness = await ExecutionsHarness.open({ timeoutMs: 20, interruptGraceMs: 20 });
+    await reopen({ timeoutMs: 20, interruptGraceMs: OBEYED });
     obeyInterrupts();
     let cell!: FakeExecution;
     script('loop', (execution) => (cell = execution));
@@ -402,8 +412,7 @@ describe('detached executions', () => {
   });
 
   it('are forgotten after their time', async () => {
-    await harness.close();
-    harness = await ExecutionsHarness.open({ keepMs: 1 });
+    await reopen({ keepMs: 1 });
     const id = await harness.detach({ code: '1+1' });
     const deadline = Date.now() + 5_000;
     let status = 200;
@@ -414,8 +423,7 @@ describe('detached executions', () => {
   });
 
   it('count what has no room on the disk, and still tell how they ended', async () => {
-    await harness.close();
-    harness = await ExecutionsHarness.open({ diskBytes: 600_000, inlineBytes: 100_000_000 });
+    await reopen({ diskBytes: 600_000, inlineBytes: 100_000_000 });
     script('much', (execution) => {
       for (let index = 0; index < 30; index++) execution.display({ 'text/html': 'x'.repeat(100_000) });
       execution.reply().idle();
@@ -526,8 +534,7 @@ describe('progress bars', () => {
 describe('long output', () => {
   const LINE = `${'\u00e9'.repeat(499)}\n`; // 999 bytes
   beforeEach(async () => {
-    await harness.close();
-    harness = await ExecutionsHarness.open({ inlineBytes: 10_000 });
+    await reopen({ inlineBytes: 10_000 });
     script('print', (execution) => {
       for (let index = 0; index < 1000; index++) execution.stdout(LINE);
       execution.stderr('short').reply().idle();
@@ -612,6 +619,7 @@ describe('a reader that takes nothing', () => {
   }, 30_000);
 
   it("does not keep a client's execution from ending at its time limit", async () => {
+    await reopen({ interruptGraceMs: NOT_OBEYED }); // what the kernel says of it waits behind the output
     obeyInterrupts();
     script('flood', (execution) => {
       for (let index = 0; index < 64; index++) execution.stdout(CHUNK);

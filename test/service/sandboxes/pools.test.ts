@@ -227,7 +227,8 @@ describe('Sandboxes with pools', () => {
     expect(engine.started).toEqual([id]);
     engine.machine(id).unfreeze();
     const [claimed, started] = await Promise.all([claiming, starting]);
-    expect([claimed.id, started.id]).toEqual([id, engine.started[1]]);
+    expect(claimed.id).toBe(id);
+    expect(engine.started.slice(1)).toContain(started.id); // which may come after the pool's next machine
   });
 
   it('replays a create with the machine that the first one got', async () => {

@@ -384,6 +384,8 @@ export class Execution implements KernelUser {
       case 'number_of_executions': {
         const ours = this.host.language?.silentRequestsCount ? (this.client?.silentRequests ?? 0) : 0;
         this.record.send({ ...event, execution_count: event.execution_count - ours });
+        // An idle kernel ignores interrupts; this is when it begins.
+        if (this.stop !== undefined) void this.sendInterrupt();
         break;
       }
       default:

@@ -1,4 +1,7 @@
-/** A timeout whose time can be made to stand still. One at a time: a new start takes the place of the last one. */
+/**
+ * A timeout whose time can be made to stand still. One at a time: a new start takes the place of the last one. What has
+ * arrived at the process by the time it elapses is read first, which may clear it.
+ */
 export class PausableTimer {
   private isPaused = false;
   private onElapsed: (() => void) | undefined;
@@ -39,10 +42,17 @@ export class PausableTimer {
   private arm(): void {
     if (this.isPaused || this.handle !== undefined || this.onElapsed === undefined) return;
     this.since = performance.now();
-    this.handle = setTimeout(() => {
-      const { onElapsed } = this;
-      this.clear();
-      onElapsed?.();
+    const handle = setTimeout(() => {
+      // In a busy process timers come before what has arrived long since.
+      setImmediate(() => setImmediate(() => this.elapse(handle)));
     }, this.remainingMs);
+    this.handle = handle;
+  }
+
+  private elapse(handle: NodeJS.Timeout): void {
+    if (this.handle !== handle) return; // paused or cleared meanwhile
+    const { onElapsed } = this;
+    this.clear();
+    onElapsed?.();
   }
 }

@@ -222,6 +222,21 @@ describe('how executions end', () => {
     expect(await free.rest()).toEqual([end('ok')]);
   });
 
+  it('by the time limit, when the kernel had not begun by then and ignored the first interrupt', async () => {
+    let begin!: () => void;
+    harness.gateway.script = (execution) => {
+      if (execution.code === 'late') begin = () => void execution.busy().input();
+      else obedient(execution);
+    };
+    const events = harness.run({ code: 'late', timeout_ms: 30 });
+    const interrupts = (): unknown[] => harness.gateway.rest('POST', /interrupt$/);
+    await harness.gateway.until(() => interrupts().length === 1);
+    obeyInterrupts();
+    begin();
+    expect(await events).toContainEqual(end('timeout_interrupted', { state_survived: true }));
+    expect(interrupts()).toHaveLength(2);
+  });
+
   it('by an interrupt of their context', async () => {
     obeyInterrupts();
     script('loop', () => undefined);

@@ -1,5 +1,8 @@
 import { PausableTimer } from '../../../service/interpreter/pausable-timer';
 
+/** By the fake clock, reading what has arrived takes two rounds of a millisecond. */
+const READING_MS = 2;
+
 describe('a timer that can be paused', () => {
   beforeEach(() => jest.useFakeTimers());
   afterEach(() => jest.useRealTimers());
@@ -21,7 +24,7 @@ describe('a timer that can be paused', () => {
     timer.resume();
     jest.advanceTimersByTime(39);
     expect(elapsed).not.toHaveBeenCalled();
-    jest.advanceTimersByTime(1);
+    jest.advanceTimersByTime(1 + READING_MS);
     expect(elapsed).toHaveBeenCalledTimes(1);
   });
 
@@ -33,7 +36,7 @@ describe('a timer that can be paused', () => {
     jest.advanceTimersByTime(10_000);
     expect(elapsed).not.toHaveBeenCalled();
     timer.resume();
-    jest.advanceTimersByTime(0);
+    jest.advanceTimersByTime(READING_MS);
     expect(elapsed).toHaveBeenCalledTimes(1);
   });
 
@@ -54,5 +57,15 @@ describe('a timer that can be paused', () => {
     jest.advanceTimersByTime(1000);
     expect(elapsed).not.toHaveBeenCalled();
     expect(jest.getTimerCount()).toBe(0);
+  });
+
+  it.each(['clear', 'pause'] as const)('lets what arrives just before it %s it', (change) => {
+    const { timer, elapsed } = started(0);
+    setTimeout(() => setImmediate(() => timer[change]()), 0); // a message that was there when the time was up
+    jest.advanceTimersByTime(1000);
+    expect(elapsed).not.toHaveBeenCalled();
+    timer.resume();
+    jest.advanceTimersByTime(1000);
+    expect(elapsed).toHaveBeenCalledTimes(change === 'pause' ? 1 : 0);
   });
 });

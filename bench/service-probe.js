@@ -40,9 +40,10 @@ process.on('message', (message) => {
     resetPeak();
     process.send({ reset: true });
   } else if (message === 'read') {
+    const rssBytes = process.memoryUsage.rss(); // before the peak, which is to be no lower
     process.send({
       rssPeakBytes: peakBytes(),
-      rssBytes: process.memoryUsage.rss(),
+      rssBytes,
       loopDelayP99Ms: late(histogram.percentile(99)),
       loopDelayMaxMs: late(histogram.max),
     });

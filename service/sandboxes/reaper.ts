@@ -3,7 +3,7 @@ const MAX_DELAY_MS = 2_147_483_647;
 
 /**
  * Calls back when deadlines pass. One timer waits for the next one, whatever their number; nothing polls.
- * `due` is called once per deadline and must not throw. `close` forgets all.
+ * `due` is called once per deadline, in their order, and must not throw. `close` forgets all.
  */
 export class Reaper {
   private readonly deadlines = new Map<string, number>();
@@ -48,10 +48,10 @@ export class Reaper {
   private sweep(): void {
     this.armedFor = Infinity;
     const now = this.now();
-    const due = [...this.deadlines].filter(([, at]) => at <= now).map(([id]) => id);
-    for (const id of due) this.deadlines.delete(id);
+    const due = [...this.deadlines].filter(([, at]) => at <= now).sort(([, a], [, b]) => a - b);
+    for (const [id] of due) this.deadlines.delete(id);
     this.arm(); // a timer may fire a moment early: what is not due yet is armed again
-    for (const id of due) this.due(id);
+    for (const [id] of due) this.due(id);
   }
 
   close(): void {

@@ -36,8 +36,12 @@ if os.fork() == 0:
         os.execve(sys.executable, sleeper, {})
     os._exit(0)
 os.wait()
+def line(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file: return file.read()
+    except OSError: return b""  # it has ended meanwhile
 while True:
-    lines = [open(f"/proc/{p}/cmdline", "rb").read() for p in os.listdir("/proc") if p.isdigit() and os.path.exists(f"/proc/{p}/cmdline")]
+    lines = [line(pid) for pid in os.listdir("/proc") if pid.isdigit()]
     if sum(${JSON.stringify(word)}.encode() in line and b"time.sleep(900)" in line for line in lines) >= 3: break
     time.sleep(0.01)
 print("ready")

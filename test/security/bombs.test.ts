@@ -8,8 +8,9 @@ import type { OutputLine } from '../e2e/client';
  */
 const FACTOR = 5;
 const FLOOR_MS = 500;
-/** Fewer say little about a percentile. */
+/** Fewer say little about a percentile, and so do those of a moment: three stalls of the machine would be the 95th. */
 const SAMPLES = 40;
+const SHORTEST_MS = 3_000;
 
 const SIZE = { cpuCount: 1, memoryMB: 512, diskSizeMB: 512, pids: 160, openFiles: 512 };
 const MIB = 1_048_576;
@@ -49,9 +50,10 @@ describeOnRuntimes('bombs on $runtime', { env: SETTINGS }, ({ runtime, service, 
   async function beside(what: string, bomb: () => Promise<OutputLine[]>): Promise<OutputLine[]> {
     let alone = p95(await work(neighbour, (done) => done >= SAMPLES));
     let over = false;
+    const began = performance.now();
     const [lines, took] = await Promise.all([
       bomb().finally(() => (over = true)),
-      work(neighbour, (done) => over && done >= SAMPLES),
+      work(neighbour, (done) => over && done >= SAMPLES && performance.now() - began > SHORTEST_MS),
     ]);
     // A host that others use may have become slower by itself.
     const isSlower = () => p95(took) > Math.max(FACTOR * alone, FLOOR_MS);
@@ -172,7 +174,8 @@ while True:
       return bomb;
     });
     const processes = `import os; print(sum(name.isdigit() for name in os.listdir('/proc')))`;
-    expect(Number(await client.stdout(bombed, processes))).toBeLessThan(40);
+    // Signalled with the kernel, they are still being taken apart.
+    await eventually(async () => Number(await client.stdout(bombed, processes)) < 40 || undefined);
     await works();
   });
 

@@ -23,18 +23,16 @@ context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE
 heard = b''
 try:
-    s = socket.create_connection((host, port), 5)
-    s.settimeout(2)
+    s = socket.create_connection((host, port), 10)
     if name != 'plain':
-        s.settimeout(10)
         s = context.wrap_socket(s, server_hostname=None if name == '' else name)
-        s.settimeout(2)
     s.sendall(payload)
     while True:
         data = s.recv(65536)
         if not data:
             break
         heard += data
+        s.settimeout(2)
         if name != 'plain' and heard.endswith(b'\\n'):
             break
 except TimeoutError:
@@ -78,7 +76,7 @@ suite(`domain rules of sandboxes on docker${skip === undefined ? '' : ` (skipped
   const probe = async (id: string, kind: 'tcp' | 'udp', host: string, port: number) => {
     const program = `
 import errno, socket
-s = socket.socket(socket.AF_INET, socket.SOCK_${kind === 'tcp' ? 'STREAM' : 'DGRAM'}); s.settimeout(2)
+s = socket.socket(socket.AF_INET, socket.SOCK_${kind === 'tcp' ? 'STREAM' : 'DGRAM'}); s.settimeout(10)
 try:
     s.connect(('${host}', ${port})); s.send(b'hello'); print('answer' if s.recv(10) else 'end')
 except TimeoutError:
@@ -292,7 +290,7 @@ except OSError as error:
 import socket, struct
 name = b''.join(bytes([len(p)]) + p for p in b'secret.${type}.${id}.tunnel.example'.split(b'.')) + b'\\0'
 query = struct.pack('>HHHHHH', 7, 0x100, 1, 0, 0, 0) + name + struct.pack('>HH', ${type}, 1)
-s = socket.socket(socket.AF_INET, socket.SOCK_${over === 'udp' ? 'DGRAM' : 'STREAM'}); s.settimeout(3); s.connect(('${server}', 53))
+s = socket.socket(socket.AF_INET, socket.SOCK_${over === 'udp' ? 'DGRAM' : 'STREAM'}); s.settimeout(10); s.connect(('${server}', 53))
 s.send(query if '${over}' == 'udp' else struct.pack('>H', len(query)) + query)
 answer = s.recv(4096)
 if '${over}' == 'tcp':

@@ -3,6 +3,7 @@ import net from 'node:net';
 import type { AddressInfo } from 'node:net';
 import zlib from 'node:zlib';
 import { ServiceError } from '../../../service/errors';
+import { eventually } from '../../agent/agent-fixture';
 import { gate } from '../../fakes/fake-runtime';
 import { ApiHarness, CONFIG, KEY } from './api-harness';
 
@@ -633,7 +634,8 @@ describe('control plane', () => {
         diskUsed: 1_073_741_824,
         diskTotal: 10_737_418_240,
       };
-      expect((await api.ask('GET', `/sandboxes/${id}/metrics`)).body).toEqual([metric]);
+      const metrics = async () => (await api.ask('GET', `/sandboxes/${id}/metrics`)).body;
+      await eventually(async () => expect(await metrics()).toEqual([metric]));
       expect((await api.ask('GET', `/sandboxes/${id}/metrics?start=0&end=100`)).body).toEqual([]);
       expect((await api.ask('GET', `/sandboxes/${id}/metrics?start=x`)).status).toBe(400);
       expect((await api.ask('GET', `/sandboxes/${id}/metrics?start=2&end=1`)).status).toBe(400);

@@ -8,6 +8,7 @@ import type { OutputEvent } from '../../../protocol/interpreter';
 import { decodeLines } from '../../../protocol/ndjson';
 import type { ExecutionRecord } from '../../../service/interpreter/execution-record';
 import type { Interpreter, Machine } from '../../../service/interpreter/interpreter';
+import { eventually } from '../../agent/agent-fixture';
 import { FakeGateway, obedient } from '../../fakes/fake-gateway';
 import type { FakeExecution } from '../../fakes/fake-gateway';
 import { newInterpreter } from './interpreter-fixture';
@@ -67,6 +68,16 @@ async function read(
   return lines;
 }
 
+/** Waits for what is written behind the back of the execution; what the journal alone has stays there. The file of events. */
+async function writtenBehind(record: ExecutionRecord): Promise<string> {
+  const file = path.join(directory, machine.id, `${record.id}.events`);
+  const { fileBytes } = record.log.state;
+  const size = (): number => fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+  await eventually(() => expect(size()).toBe(fileBytes));
+  for (const stream of ['stdout', 'stderr'] as const) await record.output(stream);
+  return file;
+}
+
 /** Runs code that says `first` and goes on, up to where a reader has seen that. */
 async function begin(service: Interpreter): Promise<{ record: ExecutionRecord; execution: FakeExecution }> {
   gateway.script = (execution) => void execution.busy().input().stdout('first\n');
@@ -86,7 +97,7 @@ it('has what ended again, to the byte: events, text, ending', async () => {
   gateway.script = (execution) => void execution.busy().input().stdout(long).stderr('e').reply().idle();
   const large = await run(before, 'large');
   const seen = [await read(short), await read(large)];
-  await large.settled(); // long text is written behind
+  for (const record of [short, large]) await writtenBehind(record);
   const after = await killAndServe(before);
   const restored = after.listExecutions(machine.id).reverse();
   expect(restored.map(({ id }) => id)).toEqual([short.id, large.id]);
@@ -357,7 +368,7 @@ it('tells what was on its way to the disk as left out, and keeps the end', async
   };
   const record = await run(before, 'large');
   await read(record);
-  const file = path.join(directory, machine.id, `${record.id}.events`);
+  const file = await writtenBehind(record);
   fs.truncateSync(file, fs.statSync(file).size - 15_000);
   const after = await killAndServe(before);
   const lines = await read(after.findExecution(machine.id, record.id));

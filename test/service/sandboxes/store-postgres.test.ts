@@ -5,6 +5,7 @@ import { Client } from 'pg';
 import { DEFAULT_TEAM_ID } from '../../../service/sandboxes/store-teams';
 import { Store } from '../../../service/sandboxes/store';
 import type { StoredSandbox } from '../../../service/sandboxes/store';
+import { eventually } from '../../agent/agent-fixture';
 import { postgresUnderTest, TestPostgres } from '../../postgres';
 
 /** For a server that is to be waited for in vain. */
@@ -183,6 +184,7 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
     await store.addSandbox(sandbox('i1'));
     await postgres.halt();
     try {
+      await eventually(() => expect(lost.length).toBeGreaterThan(0)); // told by connections that are not in use
       await expect(store.listSandboxes()).rejects.toMatchObject(LOST);
       await expect(store.addSandbox(sandbox('i2'))).rejects.toMatchObject(LOST);
       expect(await store.check()).toEqual([{ name: 'store', ok: false, detail: LOST.message }]);
@@ -190,19 +192,19 @@ onPostgres(`store in PostgreSQL${skip === undefined ? '' : ` (${skip})`}`, () =>
       await postgres.resume();
     }
     expect(await ids(store)).toEqual(['i1']);
-    expect(lost.length).toBeGreaterThan(0);
   });
 
   it('refuses within the deadline while the server does not get to a statement', async () => {
-    const store = await open(url, { statementTimeoutMs: DEADLINES.statementTimeoutMs });
+    const patient = await open(); // makes the tables, which takes its time
+    const store = await open(url, { statementTimeoutMs: 1_000 });
     const other = new Client({ connectionString: url });
     await other.connect();
     await other.query('BEGIN; LOCK TABLE sandboxes IN ACCESS EXCLUSIVE MODE');
     const began = performance.now();
     await expect(store.listSandboxes()).rejects.toMatchObject(LOST);
-    expect(performance.now() - began).toBeLessThan(5_000);
+    expect(performance.now() - began).toBeLessThan(10_000);
     await other.end();
-    expect(await ids(store)).toEqual([]);
+    expect(await ids(patient)).toEqual([]);
   });
 
   it('refuses within the deadline when answers stop coming, and takes no late one for another statement', async () => {

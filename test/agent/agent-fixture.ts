@@ -146,6 +146,16 @@ export async function readAll(stream: net.Socket): Promise<Buffer> {
   return Buffer.concat(chunks);
 }
 
+/**
+ * The least of up to three times in milliseconds, the first where that is within the limit: a stall of the machine may hold
+ * up one or two attempts.
+ */
+export async function quickest(limitMs: number, attempt: () => Promise<number>): Promise<number> {
+  let tookMs = Infinity;
+  for (let count = 0; count < 3 && tookMs >= limitMs; count++) tookMs = Math.min(tookMs, await attempt());
+  return tookMs;
+}
+
 /** Retries until it succeeds; for states that another process reaches in its own time. */
 export async function eventually<T>(attempt: () => T | Promise<T>, deadlineMs = 30_000): Promise<T> {
   const giveUpAt = Date.now() + deadlineMs;

@@ -118,9 +118,11 @@ describe('plain calls', () => {
     const ask = (method: string, body: Buffer, headers: Record<string, string>) =>
       machine.request('POST', `/${method}`, { headers: { ...streamType, ...headers }, body });
     const bothWays = async (method: string, body: Buffer, headers: Record<string, string> = {}) => {
-      const plainly = await ask(method, body, { 'content-length': String(body.length), ...headers });
-      const byLibrary = await ask(method, body, { 'transfer-encoding': 'chunked', ...headers });
-      return [plainly, byLibrary].map(({ status, headers: { date, ...told }, body: answer }) => {
+      const answers = await Promise.all([
+        ask(method, body, { 'content-length': String(body.length), ...headers }),
+        ask(method, body, { 'transfer-encoding': 'chunked', ...headers }),
+      ]);
+      return answers.map(({ status, headers: { date, ...told }, body: answer }) => {
         expect(date).toEqual(expect.any(String));
         return { status, headers: told, frames: comparable(framesOf(answer)) };
       });
@@ -152,8 +154,9 @@ describe('plain calls', () => {
       [START, shell('echo "näme €"; sleep 0.1; echo two >&2; exit 3'), {}],
       [START, shell('kill -9 $$', { unknown: [1] }), {}],
       [START, { ...shell('tty >/dev/null; printf x'), pty: { size: { cols: 80, rows: 24 } } }, {}],
-      [START, shell('sleep 3'), { 'keepalive-ping-interval': '2' }],
-      [START, shell('sleep 60'), { 'connect-timeout-ms': '1000' }],
+      // Ends two seconds after one keepalive and before the next.
+      [START, shell('sleep 6'), { 'keepalive-ping-interval': '4' }],
+      [START, shell('sleep 60'), { 'connect-timeout-ms': '2000' }],
       [START, shell('true'), { 'connect-timeout-ms': '60000' }],
       [START, shell('true'), { 'connect-accept-encoding': 'gzip' }],
       [START, shell('true'), { 'content-type': 'application/connect+json; charset=utf-8' }],
@@ -171,7 +174,7 @@ describe('plain calls', () => {
       ['process.Process/Connect', {}, {}],
       ['filesystem.Filesystem/WatchDir', { path: 'missing' }, {}],
       ['filesystem.Filesystem/WatchDir', { path: 'kept/a "quoted" näme €' }, {}],
-      ['filesystem.Filesystem/WatchDir', { path: 'kept' }, { 'connect-timeout-ms': '1000' }],
+      ['filesystem.Filesystem/WatchDir', { path: 'kept' }, { 'connect-timeout-ms': '2000' }],
     ])('%s of %j with %j is answered as by the library', async (method, message, headers) => {
       const [plainly, byLibrary] = await bothWays(method, envelope(message), headers);
       expect(plainly).toEqual(byLibrary);

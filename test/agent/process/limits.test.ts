@@ -26,7 +26,7 @@ describe.each(['json', 'binary'] as const)('time, memory and descriptors of proc
   const gone = (pid: number) => eventually(async () => expect(await isAlive(pid)).toBe(false));
 
   it('kills a process at its deadline and says deadline_exceeded, not how it ended', async () => {
-    const following = await box.start('trap "" TERM; echo on; exec sleep 1000', {}, { timeoutMs: 300 });
+    const following = await box.start('trap "" TERM; echo on; exec sleep 1000', {}, { timeoutMs: 2_000 });
     expect((await failing(following.toEnd())).code).toBe(Code.DeadlineExceeded);
     expect(following.kinds).toEqual(['start', 'data']);
     await gone(following.pid);
@@ -38,7 +38,7 @@ describe.each(['json', 'binary'] as const)('time, memory and descriptors of proc
 
   it('kills it also when the client has left', async () => {
     const leaving = new AbortController();
-    const headers = { 'connect-timeout-ms': '400' };
+    const headers = { 'connect-timeout-ms': '2000' };
     const following = await box.start('exec sleep 1000', {}, { headers, signal: leaving.signal });
     leaving.abort();
     await gone(following.pid);
@@ -58,9 +58,25 @@ describe.each(['json', 'binary'] as const)('time, memory and descriptors of proc
   });
 
   it('pings when nothing else was sent for as long as the caller asked', async () => {
-    const following = await box.start('sleep 1.5; echo x; sleep 1.5', {}, KEEPALIVE);
+    const startedAt = performance.now();
+    const following = await box.start('read x; echo x; read y', { stdin: true }, KEEPALIVE);
+    const { selector: process, kinds } = following;
+    await following.until(() => kinds.at(-1) === 'keepalive');
+    await box.client.sendInput({ process, input: { input: { case: 'stdin', value: Buffer.from('go\n') } } });
+    await following.until(() => kinds.at(-1) === 'data');
+    await following.until(() => kinds.at(-1) === 'keepalive');
+    await box.client.closeStdin({ process });
     await following.toEnd();
-    expect(following.kinds).toEqual(['start', 'keepalive', 'data', 'keepalive', 'end']);
+    const tookMs = performance.now() - startedAt;
+    // One after the other where the machine was held up, but each after a second of silence.
+    expect(kinds.filter((kind, i) => kind !== kinds[i - 1])).toEqual([
+      'start',
+      'keepalive',
+      'data',
+      'keepalive',
+      'end',
+    ]);
+    expect(tookMs).toBeGreaterThan(kinds.filter((kind) => kind === 'keepalive').length * 990);
   });
 
   it('throttles a process whose reader is slow, and buffers next to nothing', async () => {

@@ -22,10 +22,17 @@ export class Cli {
 
   constructor(private readonly service: StartedService) {}
 
-  /** Runs one command to its end. Without `input` its standard input is no pipe, which it looks at. */
+  /**
+   * Runs one command to its end. Without `input` its standard input is no pipe, which it looks at. `onStdout` is told
+   * all that it has printed so far.
+   */
   async run(
     args: string[],
-    { input, env = {} }: { input?: string; env?: Record<string, string> } = {},
+    {
+      input,
+      env = {},
+      onStdout,
+    }: { input?: string; env?: Record<string, string>; onStdout?: (printed: string) => void } = {},
   ): Promise<Outcome> {
     const child = spawn(process.execPath, [prepared().cli, ...args], {
       env: { ...this.env(), ...env },
@@ -34,7 +41,10 @@ export class Cli {
     });
     let stdout = '';
     let stderr = '';
-    child.stdout?.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
+    child.stdout?.on('data', (chunk: Buffer) => {
+      stdout += chunk.toString();
+      onStdout?.(stdout);
+    });
     child.stderr?.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
     child.stdin?.end(input);
     const [code] = (await once(child, 'close')) as [number | null];

@@ -153,12 +153,17 @@ describeOnRuntimes('e2b CLI on $runtime', {}, ({ runtime, service }) => {
     );
     const errors = await cli.print('sandbox', 'logs', sandbox, '--level', 'ERROR', '--format', 'json');
     expect(errors.trim()).toBe('');
-    let followed: string | undefined;
-    const following = cli.print('sandbox', 'logs', sandbox, '--follow').then((text) => (followed = text));
-    await cli.print('sandbox', 'pause', sandbox);
-    await until('the end of what is followed', () => followed !== undefined); // a paused one is not running
-    await following;
-    expect(followed).toContain('Stopped printing logs');
+    let printed = '';
+    const following = cli.run(['sandbox', 'logs', sandbox, '--follow'], {
+      onStdout: (text) => void (printed = text),
+    });
+    // Every 5 s, at the start too, it looks whether to go on; one paused by then it would leave without its last words.
+    await until('the first line of what is followed', () => printed.includes('created'));
+    await cli.print('sandbox', 'pause', sandbox); // a paused one is not running
+    expect(await following).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('Stopped printing logs'),
+    });
     await cli.print('sandbox', 'kill', sandbox);
     const after = await cli.print('sandbox', 'logs', sandbox);
     expect(after).toMatch(/paused[^]*ended/);

@@ -49,7 +49,8 @@ const MEMORY_MB = 1024;
     }, 120_000);
 
     it('interrupts a cell whose client left, and restarts a context', async () => {
-      const given = sandbox.runCode('x = 7\nimport time\ntime.sleep(600)', { timeoutMs: 2_000 });
+      await sandbox.runCode('x = 7');
+      const given = sandbox.runCode('import time\ntime.sleep(600)', { timeoutMs: 2_000 });
       await expect(given).rejects.toBeInstanceOf(sdk.TimeoutError);
       expect((await sandbox.runCode('x')).text).toBe('7');
       const context = await sandbox.createCodeContext();

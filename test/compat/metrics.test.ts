@@ -1,7 +1,16 @@
 import { eventually } from '../agent/agent-fixture';
 import { describeWithJsSdks } from './js-sdks';
+import type { Sandbox } from './js-sdks';
 
 const MIB = 1024 * 1024;
+
+/** The service waits for it only so long, and answers with none when the machine is slow. */
+const firstSample = (box: Sandbox) =>
+  eventually(async () => {
+    const [first] = await box.getMetrics();
+    expect(first).toBeDefined();
+    return first!;
+  });
 
 describeWithJsSdks(
   'metrics',
@@ -10,17 +19,17 @@ describeWithJsSdks(
     it('has figures of a sandbox that was made this moment', async () => {
       const before = Date.now();
       const box = await Sandbox.create({ timeoutMs: 120_000 });
-      const [first] = await box.getMetrics();
+      const first = await firstSample(box);
       expect(first).toMatchObject({
         cpuCount: expect.any(Number) as number,
         cpuUsedPct: expect.any(Number) as number,
         memTotal: expect.any(Number) as number,
       });
-      expect(first!.memUsed).toBeGreaterThan(MIB);
-      expect(first!.memTotal).toBeGreaterThan(first!.memUsed);
-      expect(first!.diskUsed).toBeGreaterThan(0);
-      expect(first!.diskTotal).toBeGreaterThanOrEqual(first!.diskUsed);
-      expect(first!.timestamp.getTime()).toBeGreaterThanOrEqual(before);
+      expect(first.memUsed).toBeGreaterThan(MIB);
+      expect(first.memTotal).toBeGreaterThan(first.memUsed);
+      expect(first.diskUsed).toBeGreaterThan(0);
+      expect(first.diskTotal).toBeGreaterThanOrEqual(first.diskUsed);
+      expect(first.timestamp.getTime()).toBeGreaterThanOrEqual(before);
       const byId = await Sandbox.getMetrics(box.sandboxId);
       expect(byId[0]).toEqual(first);
 
@@ -60,12 +69,16 @@ describeWithJsSdks(
         return last;
       });
       const began = Date.now();
-      await box.runCode('import time\nend = time.time() + 1.2\nwhile time.time() < end: pass');
-      const since = (await box.getMetrics()).filter(({ timestamp }) => timestamp.getTime() > began);
-      const busiest = Math.max(...since.map(({ cpuUsedPct }) => cpuUsedPct));
-      // 100 / cpuCount, less what others of this machine took of it.
-      expect(busiest).toBeGreaterThan(10);
+      const busy = await box.commands.run('while :; do :; done', { background: true, timeoutMs: 0 });
+      const busiest = await eventually(async () => {
+        const since = (await box.getMetrics()).filter(({ timestamp }) => timestamp.getTime() > began);
+        const most = Math.max(...since.map(({ cpuUsedPct }) => cpuUsedPct));
+        // 100 / cpuCount, less what others of this machine took of it.
+        expect(most).toBeGreaterThan(10);
+        return most;
+      });
       expect(busiest).toBeLessThanOrEqual(100);
+      await busy.kill();
 
       await box.runCode('data = bytearray(b"x" * 200_000_000)');
       await eventually(async () =>
@@ -80,7 +93,7 @@ describeWithJsSdks(
 
     it('keeps the figures of a paused sandbox, and goes on when it is back', async () => {
       const box = await Sandbox.create({ timeoutMs: 120_000 });
-      expect((await box.getMetrics()).length).toBeGreaterThan(0);
+      await firstSample(box);
       await box.pause();
       const kept = await box.getMetrics();
       expect(kept.length).toBeGreaterThan(0);

@@ -29,6 +29,7 @@ def ranges(first):
 def test_metrics_of_a_sandbox():
     began = time.time()
     box = Sandbox.create(timeout=120)
+    until(lambda: len(box.get_metrics()) > 0, deadline=20)
     first = box.get_metrics()[0]
     check(first, began)
     assert Sandbox.get_metrics(box.sandbox_id)[0].mem_used == first.mem_used
@@ -41,18 +42,23 @@ def test_metrics_of_a_sandbox():
         Sandbox.get_metrics(box.sandbox_id)
 
 
+async def until_more_samples(box, than):
+    deadline = time.monotonic() + 20
+    while len(await box.get_metrics()) <= than:
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.1)
+
+
 @pytest.mark.asyncio
 async def test_metrics_of_an_async_sandbox():
     began = time.time()
     box = await AsyncSandbox.create(timeout=120)
+    await until_more_samples(box, than=0)
     first = (await box.get_metrics())[0]
     check(first, began)
     assert (await AsyncSandbox.get_metrics(box.sandbox_id))[0].mem_used == first.mem_used
     around, before = ranges(first)
     assert (await box.get_metrics(**around))[0].timestamp == first.timestamp
     assert await box.get_metrics(**before) == []
-    deadline = time.monotonic() + 20
-    while len(await box.get_metrics()) < 2:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+    await until_more_samples(box, than=1)
     await box.kill()

@@ -22,9 +22,16 @@ async function main() {
   assert.ok((await Sandbox.list().nextItems()).some((each) => each.sandboxId === sandbox.sandboxId));
 
   const port = process.argv[3];
-  await sandbox.runCode(
-    `import subprocess, sys; server = subprocess.Popen([sys.executable, '-m', 'http.server', '${port}'])`,
-  );
+  await sandbox.runCode(`
+import socket, subprocess, sys, time
+server = subprocess.Popen([sys.executable, '-m', 'http.server', '${port}'])
+while True:
+    try:
+        socket.create_connection(('127.0.0.1', ${port})).close()
+        break
+    except ConnectionRefusedError: # it does not listen yet
+        time.sleep(0.02)
+`);
   const host = sandbox.getHost(Number(port));
   assert.equal(host, `${port}-${sandbox.sandboxId}.${process.env.E2B_DOMAIN}`);
   const page = await fetch(`https://${host}/greeting.txt`);

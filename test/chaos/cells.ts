@@ -34,14 +34,14 @@ const MEBIBYTE = 1_048_576;
 /** `owner` is in everything that the cell puts out, so that it is known wherever it turns up. */
 export function makeCell(plan: CellPlan, id: string, owner: string, memoryMb: number): Cell {
   const generation = `${owner}-${id}`;
-  const head = [
-    `# chaos ${id}`,
+  const name = `# chaos ${id}`; // its first line, by which its record is found
+  const mark = [
     'import os as _os, time as _time, json as _json',
     `_old = globals().get("cbx_generation"); cbx_generation = "${generation}"`,
     `print(_json.dumps({"mark": "${id}", "pid": _os.getpid(), "t": _time.time(), "old": _old, "env": _os.environ.get("CHAOS_OWNER")}), flush=True)`,
   ];
   const rest = { id, plan, generation, timeoutMs: 0, lastsMs: 0, obeys: true };
-  const code = (...body: string[]): string => [...head, ...body].join('\n');
+  const code = (...body: string[]): string => [name, ...mark, ...body].join('\n');
   const done = `print("DONE ${id}", flush=True)`;
   switch (plan.does) {
     case 'lines':
@@ -101,12 +101,15 @@ export function makeCell(plan: CellPlan, id: string, owner: string, memoryMb: nu
         nominal: 'timeout_killed',
         timeoutMs: plan.limitMs,
         obeys: false,
-        code: code(
+        // Before its mark, which says that from now on it obeys nothing.
+        code: [
+          name,
           'import signal as _signal',
           '_signal.signal(_signal.SIGINT, _signal.SIG_IGN)',
+          ...mark,
           '_time.sleep(600)',
           done,
-        ),
+        ].join('\n'),
       };
     case 'oom': {
       const bytes = 4 * memoryMb * MEBIBYTE;

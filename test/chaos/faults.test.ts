@@ -90,6 +90,14 @@ describe('an execution that certainly ran', () => {
 });
 
 describe('an execution that may have run', () => {
+  it('may obey the interrupt at its time limit while it has not told that it obeys none', () => {
+    expect(judge(observed({ cell: STUBBORN, mark: undefined }), []).allowed).toEqual([
+      'timeout_killed',
+      'timeout_interrupted',
+    ]);
+    expect(judge(observed({ cell: STUBBORN }), []).allowed).toEqual(['timeout_killed']);
+  });
+
   it('ends as its code says or by the fault', () => {
     const waiting = observed({ mark: undefined });
     expect(judge(waiting, [fault('kernel', 5_000)]).allowed).toEqual(['ok', 'crashed']);

@@ -181,6 +181,7 @@ export function touches(
  * - It certainly ran when a fault was done (it had told its mark, and lasts longer): that fault's end and no other.
  *   When two such faults race (`RACE_MS`), either's.
  * - It may have run: its code's end, or that of any fault that touched it.
+ * - It obeys no interrupt, but has told no mark: its time limit may have come before it said so.
  */
 export function judge(observed: Observed, faults: readonly Fault[]): Verdict {
   const { cell, mark, sentAt, seenAt } = observed;
@@ -214,7 +215,8 @@ export function judge(observed: Observed, faults: readonly Fault[]): Verdict {
     const left = fault.kind === 'service' && observed.isPlain ? ['client_gone'] : [];
     return [...(spared ? left : words), ...late];
   });
-  return { allowed: [...new Set([cell.nominal, ...allowed])], causes: near };
+  const early = !cell.obeys && mark === undefined ? ['timeout_interrupted'] : [];
+  return { allowed: [...new Set([cell.nominal, ...early, ...allowed])], causes: near };
 }
 
 function wasSlow({ doneAt, overAt }: Fault): boolean {

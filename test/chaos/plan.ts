@@ -56,8 +56,8 @@ function cellPlan(rng: Random): CellPlan {
     [3, () => ({ does: 'result' })],
     [1, () => ({ does: 'exit', code: rng.between(0, 9) })],
     [1, () => ({ does: 'crash', signal: rng.pick(['SIGSEGV', 'SIGABRT', 'SIGKILL']) })],
-    [3, () => ({ does: 'sleep', limitMs: rng.between(500, 4_000) })],
-    [2, () => ({ does: 'stubborn', limitMs: rng.between(500, 3_000) })],
+    [3, () => ({ does: 'sleep', limitMs: rng.between(3_000, 6_500) })],
+    [2, () => ({ does: 'stubborn', limitMs: rng.between(3_000, 5_500) })],
     [2, () => ({ does: 'much', lines: rng.between(1_000, 40_000) })],
     [0.5, () => ({ does: 'oom' })],
   ])();

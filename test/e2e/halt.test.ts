@@ -59,10 +59,11 @@ describeOnRuntimes(
         const id = await client.create({ secure: true });
         const token = await accessTokenOf(client, id);
         await client.text(id, 'kept = 42; open("here", "w").write("text")');
-        expect((await ask('POST', `/sandboxes/${id}/timeout`, { timeout: 2 })).status).toBe(204);
+        expect((await ask('POST', `/sandboxes/${id}/timeout`, { timeout: 5 })).status).toBe(204);
+        const pastDeadline = Date.now() + 5_500;
         await pause(id);
         await service.signal(signal);
-        await new Promise((resolve) => setTimeout(resolve, 3_000)); // until the deadline that it had has passed
+        await new Promise((resolve) => setTimeout(resolve, pastDeadline - Date.now()));
         await startAgain();
         const { body } = await ask('GET', '/v2/sandboxes?state=paused');
         expect(body).toMatchObject([{ sandboxID: id, pauseMode: 'filesystem' }]);

@@ -148,7 +148,7 @@ function declare(client: Client, languages: string[]): void {
         await client.port(sandboxId, 49999, `/contexts/${id}`, { method: 'DELETE' });
       }
     },
-    90_000,
+    300_000,
   );
 
   it('tells what a language lacks', async () => {

@@ -5,7 +5,7 @@ const RUN_ON = 'import os, time\nwhile not os.path.exists("go"): time.sleep(0.02
 
 describeOnRuntimes(
   'a paused sandbox on the $runtime runtime',
-  { env: { CELLBOX_POOL_SIZE: '0' } },
+  { env: { CELLBOX_POOL_SIZE: '0', CELLBOX_INTERRUPT_GRACE_MS: '20000' } }, // a kill would be told otherwise
   ({ service, client, startAgain }) => {
     const ask = async (
       method: string,
@@ -25,11 +25,12 @@ describeOnRuntimes(
         await client.text(id, 'kept = 42');
         const running = await executions.detach(RUN_ON, { timeout_ms: 60_000 });
         await until(async () => (await executions.info(running)).state === 'running');
-        expect((await ask('POST', `/sandboxes/${id}/timeout`, { timeout: 2 })).status).toBe(204);
+        expect((await ask('POST', `/sandboxes/${id}/timeout`, { timeout: 5 })).status).toBe(204);
+        const pastDeadline = Date.now() + 5_500;
         expect((await ask('POST', `/sandboxes/${id}/pause`)).status).toBe(204);
         expect((await executions.info(running)).state).toBe('running');
         await service.signal(signal);
-        await new Promise((resolve) => setTimeout(resolve, 3_000)); // until the deadline that it had has passed
+        await new Promise((resolve) => setTimeout(resolve, pastDeadline - Date.now()));
         await startAgain();
 
         expect(await ask('GET', `/sandboxes/${id}`)).toMatchObject({

@@ -2,6 +2,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { PoolInfo } from '../../protocol/native';
 import { describeOnRuntimes } from '../describe-on-runtimes';
+import { until } from './recovery-client';
 
 const TEMPLATE = 'code-interpreter-v1';
 const FILL_DEADLINE_MS = 120_000;
@@ -49,6 +50,11 @@ describeOnRuntimes('a pool of $runtime sandboxes', { env }, ({ runtime, service,
   /** Of each machine there is a directory. */
   function machines(): string[] {
     return fs.readdirSync(path.join(service.dataDir, runtime === 'local' ? 'local' : 'tunnels'));
+  }
+
+  /** Those of sandboxes that were killed end behind the answer. */
+  function twoMachines(): Promise<void> {
+    return until(() => Promise.resolve(machines().length === 2));
   }
 
   async function claimed(extra: Record<string, unknown> = {}): Promise<string> {
@@ -171,6 +177,7 @@ describeOnRuntimes('a pool of $runtime sandboxes', { env }, ({ runtime, service,
       const id = await claimed({ envVars: { A: 'kept' } });
       await client.run(id, 'x = 42');
       await full();
+      await twoMachines();
       const unclaimed = machines().filter((each) => each !== id);
       expect(unclaimed).toHaveLength(1);
       await service.signal('SIGKILL');
@@ -179,7 +186,7 @@ describeOnRuntimes('a pool of $runtime sandboxes', { env }, ({ runtime, service,
       const listed = (await (await client.api('GET', '/sandboxes')).json()) as Array<{ sandboxID: string }>;
       expect(listed.map(({ sandboxID }) => sandboxID)).toEqual([id]);
       await full();
-      expect(machines()).toHaveLength(2);
+      await twoMachines();
       expect(machines()).toContain(id);
       expect(machines()).not.toContain(unclaimed[0]);
       await client.kill(id);

@@ -65,11 +65,11 @@ describeOnRuntimes(
       // Both have arrived, and neither has an end.
       await until(async () => isReading && (await executions.list()).length === 2);
       const [container = ''] = containersOf(sandboxId);
-      const killed = Date.now();
       execFileSync('docker', ['kill', container]);
+      const killed = Date.now();
       await Promise.all([native, broken]);
       await until(async () => (await client.api('GET', `/sandboxes/${sandboxId}`)).status === 404);
-      expect(Date.now() - killed).toBeLessThan(5_000);
+      expect(Date.now() - killed).toBeLessThan(15_000);
       const gone = await client.api('GET', `/sandboxes/${sandboxId}`);
       expect(await gone.json()).toMatchObject({
         code: 404,

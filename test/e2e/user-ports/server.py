@@ -15,13 +15,22 @@ class Show(tornado.web.RequestHandler):
     head = get
 
 
+asked = asyncio.Semaphore(0)
+
+
 class Stream(tornado.web.RequestHandler):
     async def get(self):
         self.set_header("Content-Type", "text/event-stream")
         for number in range(3):
+            if number > 0:
+                await asked.acquire()
             self.write(f"data: {number}\n\n")
             await self.flush()
-            await asyncio.sleep(0.3)
+
+
+class Next(tornado.web.RequestHandler):
+    def get(self):
+        asked.release()
 
 
 class Big(tornado.web.RequestHandler):
@@ -55,7 +64,14 @@ class Echo(tornado.websocket.WebSocketHandler):
 
 
 async def main():
-    routes = [("/stream", Stream), ("/big", Big), ("/digest", Digest), ("/echo", Echo), ("/.*", Show)]
+    routes = [
+        ("/stream", Stream),
+        ("/next", Next),
+        ("/big", Big),
+        ("/digest", Digest),
+        ("/echo", Echo),
+        ("/.*", Show),
+    ]
     tornado.web.Application(routes).listen(int(sys.argv[1]), sys.argv[2])
     await asyncio.Event().wait()
 

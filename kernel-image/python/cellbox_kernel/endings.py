@@ -29,9 +29,33 @@ An exit that a cell asks for by `exit()` or `quit()` is known earlier: the `exec
 from __future__ import annotations
 
 import signal
+import time
+from collections import deque
 from typing import Any
 
 from .memory_cgroup import MemoryCgroup
+
+# A process is found alive for a moment after it was killed for memory, and where memory is short, moments are long.
+DYING_S = 2.0
+
+
+class CountBeforeDeath:
+    """The cgroup's count of kills for memory, as it was before a process was killed that has died since."""
+
+    def __init__(self, at_start: int | None) -> None:
+        # By the monotonic clock, oldest first; only the first can be older than `DYING_S`.
+        self._counts = deque([(time.monotonic(), at_start)])
+
+    def seen_alive(self, count: int | None) -> None:
+        """The process was there after this had been counted."""
+        now = time.monotonic()
+        self._counts.append((now, count))
+        while self._counts[1][0] <= now - DYING_S:
+            self._counts.popleft()
+
+    @property
+    def before(self) -> int | None:
+        return self._counts[0][1]
 
 
 def describe_ending(
@@ -39,7 +63,7 @@ def describe_ending(
 ) -> dict[str, Any]:
     """`status` is Popen's: an exit code, or minus a signal; None when it is not known.
 
-    `oom_kills_before` is the cgroup's count from a moment when the process still lived.
+    `oom_kills_before` is the cgroup's count from a moment when nothing had killed the process (`CountBeforeDeath`).
     """
     ending: dict[str, Any] = {"ending": number}
     if status is not None and status >= 0:

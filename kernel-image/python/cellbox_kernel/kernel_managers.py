@@ -19,7 +19,7 @@ from traitlets import Type, default
 from . import kernelspecs
 from .activity import Activity
 from .connection import CellboxWebsocketConnection
-from .endings import describe_ending
+from .endings import CountBeforeDeath, describe_ending
 from .environment import cwd_problem, home_directory, kernel_environment
 from .lifetime import die_with_gateway
 from .memory_cgroup import own_memory_cgroup
@@ -69,14 +69,11 @@ class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._memory = own_memory_cgroup()
-        # As counted at the last but one poll that found the process alive: one that is being killed lives on for a
-        # moment after it was counted.
-        self._oom_kills: int | None = None
-        self._last_oom_kills: int | None = None
+        self._oom_kills = CountBeforeDeath(None)
         self._described: Any = None
 
     def start(self) -> None:
-        self._oom_kills = self._last_oom_kills = self._memory.oom_kills()
+        self._oom_kills = CountBeforeDeath(self._memory.oom_kills())
         super().start()
 
     async def poll(self) -> None:
@@ -84,7 +81,7 @@ class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
         oom_kills = self._memory.oom_kills()
         try:
             if await self.kernel_manager.is_alive():
-                self._oom_kills, self._last_oom_kills = self._last_oom_kills, oom_kills
+                self._oom_kills.seen_alive(oom_kills)
             await super().poll()
         except Exception as error:
             self.log.warning("Kernel %s can not be started again: %s", self.kernel_manager.kernel_id, error)
@@ -98,8 +95,9 @@ class CellboxKernelRestarter(AsyncIOLoopKernelRestarter):
             self._described = process
             number = 1 + (manager.last_ending or {"ending": 0})["ending"]
             status = None if getattr(process, "status_unknown", False) else process.returncode
-            ending = describe_ending(number, status, self._oom_kills, self._memory)
+            ending = describe_ending(number, status, self._oom_kills.before, self._memory)
             manager.last_ending = ending | {"at": round(time.time() * 1000)}
+            self._oom_kills = CountBeforeDeath(self._memory.oom_kills())  # what killed this one killed no later one
         super()._fire_callbacks(event)
 
     def give_up(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gateway_client import Gateway, Kernel
 
-from cellbox_kernel.endings import describe_ending
+from cellbox_kernel.endings import CountBeforeDeath, describe_ending
 from cellbox_kernel.memory_cgroup import MemoryCgroup, own_memory_cgroup
 
 LIMIT_BYTES = 512 * 1024 * 1024
@@ -131,6 +131,18 @@ def write(directory: Path, **files: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name.replace("__", ".")).write_text(text)
+
+
+def test_a_process_that_is_slow_to_die_was_killed_by_what_was_counted_since(monkeypatch):
+    clock = iter((0.0, 0.5, 1.0, 2.9, 3.0, 5.0, 6.1, 6.2, 7.1))
+    monkeypatch.setattr("cellbox_kernel.endings.time.monotonic", lambda: next(clock))
+    kills = CountBeforeDeath(1)
+    seen = []
+    # Killed at 4.9, and found alive until 6.2; the polls of a gateway that was held up come close together.
+    for count in (1, 2, 2, 2, 3, 3, 3, 3):
+        kills.seen_alive(count)
+        seen.append(kills.before)
+    assert seen == [1, 1, 1, 2, 2, 2, 2, 3]
 
 
 def proc(root: Path, cgroup: str, mountinfo: str, oom_kills: int = 0) -> Path:

@@ -400,7 +400,12 @@ class DockerRuntime implements Runtime {
     await tunnel.close();
     if (isForeign) return;
     // Else the removal could come before what it removes. Whether it worked does not matter here.
-    if (created !== undefined) await callEngine('create sandbox', created, 10_000).catch(() => undefined);
+    const isCreated =
+      created !== undefined &&
+      (await callEngine('create sandbox', created, 10_000).then(
+        () => true,
+        () => false,
+      ));
     const remove = () => removeContainer(this.docker, this.containerName(id));
     try {
       await remove();
@@ -409,8 +414,9 @@ class DockerRuntime implements Runtime {
       this.doomed.add(id);
       this.options.logger.error({ sandboxId: id, error }, 'a failed start could not be cleared yet');
     }
-    // A create that was given up may still succeed: then it goes at once. Its own failure was reported above.
-    created?.then(remove).catch(() => undefined);
+    // A create that was given up may still succeed: then it goes at once. Its own failure was reported above. One that had
+    // succeeded is gone by now, and its name may be another's.
+    if (!isCreated) created?.then(remove).catch(() => undefined);
     // Also when the container stayed: without its directory nobody reaches it.
     await fs.rm(path.join(this.tunnels, id), { recursive: true, force: true });
     this.finish(id, handle, { reason: 'stopped' });

@@ -8,11 +8,11 @@ import struct
 import time
 from typing import Any
 
+import zmq
 from jupyter_client.jsonutil import json_default
 from jupyter_client.session import DELIM
 from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
-import zmq
 from tornado import web
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -143,13 +143,8 @@ class CellboxWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._replay += self._outgoing
         self._outgoing, self._outgoing_bytes = [], 0
         super().disconnect()
-        buffer = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
-        if self._replay and buffer and buffer["channels"] is self.channels:
-            buffer["buffer"][:0] = self._replay
-            # One buffer full is enough; the rest waits in the kernel.
-            for stream in self.channels.values():
-                stream.stop_on_recv()
-            self.kernel_manager.activity.listen()
+        # It goes on hearing the kernel, whose state it tells: a new subscription would miss what is said meanwhile.
+        self.multi_kernel_manager.keep_first(self.kernel_id, self.channels, self._replay)
 
     def _take_up_sent(self) -> list[bytes]:
         """What the client has not got of what was sent to it; counts on from what it has."""

@@ -59,7 +59,7 @@ class HandedOver:
             try:
                 await asyncio.wait_for(readable.wait(), _SEND_SECONDS)
                 _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-            except (OSError, asyncio.TimeoutError):
+            except (TimeoutError, OSError):
                 return
             finally:
                 self._loop.remove_reader(channel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import zmq
@@ -180,7 +180,7 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         """The stock model, with the metadata that the kernel was started with and how it last ended."""
         kernel = self.get_kernel(kernel_id)
         return super().kernel_model(kernel_id) | {
-            "last_activity": isoformat(datetime.fromtimestamp(kernel.activity.last, timezone.utc)),
+            "last_activity": isoformat(datetime.fromtimestamp(kernel.activity.last, UTC)),
             "metadata": kernel.client_metadata,
             "last_ending": kernel.last_ending,
         }
@@ -197,28 +197,37 @@ class CellboxMappingKernelManager(SeedingMappingKernelManager):
         At the limit we stop reading. Nothing is lost: the kernel's own process holds what follows.
         """
         super().start_buffering(kernel_id, session_key, channels)
-        kept = 0
 
         def keep(channel: str) -> Callable[[list[bytes]], None]:
             def on_message(parts: list[bytes]) -> None:
-                nonlocal kept
-                buffer = self._kernel_buffers.get(kernel_id)
-                if not buffer or buffer["channels"] is not channels:
+                if (buffer := self._buffer_of(kernel_id, channels)) is None:
                     return
-                activity = self.get_kernel(kernel_id).activity
-                buffer["buffer"].append((channel, parts))
                 if channel == "iopub":
-                    activity.tell(parts)
-                kept += sum(map(len, parts))
-                if kept > OFFLINE_BUFFER_BYTES:
-                    for stream in channels.values():
-                        stream.stop_on_recv()
-                    activity.listen()
+                    self.get_kernel(kernel_id).activity.tell(parts)
+                buffer["buffer"].append((channel, parts))
+                self._count(kernel_id, buffer, parts)
 
             return on_message
 
         for channel, stream in channels.items():
             stream.on_recv(keep(channel))
+
+    def keep_first(self, kernel_id: str, channels: dict[str, Any], messages: list[tuple[str, list[bytes]]]) -> None:
+        """What the client was still to get comes before all that is kept for it, and counts as well."""
+        if buffer := self._buffer_of(kernel_id, channels):
+            buffer["buffer"][:0] = messages
+            self._count(kernel_id, buffer, [part for _, parts in messages for part in parts])
+
+    def _buffer_of(self, kernel_id: str, channels: dict[str, Any]) -> dict[str, Any] | None:
+        buffer = self._kernel_buffers.get(kernel_id)
+        return buffer if buffer and buffer["channels"] is channels else None
+
+    def _count(self, kernel_id: str, buffer: dict[str, Any], parts: list[bytes]) -> None:
+        buffer["bytes"] = buffer.get("bytes", 0) + sum(map(len, parts))
+        if buffer["bytes"] > OFFLINE_BUFFER_BYTES:
+            for stream in buffer["channels"].values():
+                stream.stop_on_recv()
+            self.get_kernel(kernel_id).activity.listen()
 
     def stop_buffering(self, kernel_id: str) -> None:
         """Drops what is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -99,7 +100,8 @@ def limited_gateway(home: str) -> Iterator[Gateway]:
     try:
         # Before anything is forked: the zygote is started with the gateway, so all of them have to move.
         for pid in own_session_and_children(gateway.process.pid):
-            (group / "cgroup.procs").write_text(str(pid))
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                (group / "cgroup.procs").write_text(str(pid))
         yield gateway
     finally:
         gateway.close()
@@ -109,7 +111,10 @@ def limited_gateway(home: str) -> Iterator[Gateway]:
 
 
 def own_session_and_children(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since
+        return []
     return [pid, *(descendant for child in children for descendant in own_session_and_children(int(child)))]
 
 

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -177,7 +178,7 @@ def test_the_gateway_ends_when_its_parent_does(tmp_path):
             "-c",
             "import subprocess, sys\n"
             "child = subprocess.Popen([sys.executable, '-m', 'cellbox_kernel.gateway'], stdout=subprocess.PIPE)\n"
-            "child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()",
+            "child.stdout.readline(); child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()",
         ],
         env={
             **os.environ,
@@ -217,11 +218,11 @@ def test_a_gateway_that_can_not_start_says_why_in_one_line(gateway, tmp_path, en
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
     # A zombie waits for a parent that does not collect it; it runs nothing any more.
-    return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def exited_within(pidfd: int, seconds: float) -> bool:

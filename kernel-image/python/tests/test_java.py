@@ -71,18 +71,24 @@ import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
 import org.rapaio.jupyter.kernel.channels.LoopThread;
 
 class Main {
     static final AtomicInteger inside = new AtomicInteger();
     static final AtomicBoolean together = new AtomicBoolean();
+    // After so long a wait for its turn a thread goes on without it.
+    static final long PATIENCE = TimeUnit.MILLISECONDS.toNanos(200);
 
     static LoopThread taking(CountDownLatch turns) {
+        AtomicLong ended = new AtomicLong(System.nanoTime());
         return new LoopThread("loop", 0, () -> {
-            if (inside.incrementAndGet() > 1) together.set(true);
-            Thread.onSpinWait();
-            inside.decrementAndGet();
+            boolean waited = System.nanoTime() - ended.get() >= PATIENCE;
+            if (!waited && inside.incrementAndGet() > 1) together.set(true);
+            for (int spin = 0; spin < 100; spin++) Thread.onSpinWait();
+            if (!waited) inside.decrementAndGet();
             turns.countDown();
+            ended.set(System.nanoTime());
         });
     }
 

@@ -21,12 +21,15 @@ SOON_SECONDS = 15
 # Answers what its kernelspec says: the control channel's requests are written to a file, the first requests to the
 # shell can be left unanswered, and each start can be told to die at once or to wait for a fifo.
 STUB_KERNEL = """
-import json, os, sys, zmq
-from jupyter_client.session import Session
+import os, sys
 
 connection_file, folder, deaf_to, ending = sys.argv[1:5]
 start = len(os.listdir(os.path.join(folder, "starts")))
 open(os.path.join(folder, "starts", str(start)), "w").write(str(os.getpid()))
+# Only now: these take a while, and one that is killed meanwhile has started all the same.
+import json, zmq
+from jupyter_client.session import Session
+
 if ending == "dies":
     sys.exit(1)
 if ending == "waits":
@@ -201,6 +204,7 @@ def test_a_client_that_comes_back_before_its_leaving_was_noticed_is_served(stubs
 def test_a_restart_while_a_connection_is_made_does_not_hold_it_up(stubs):
     kernel = stubs.start(ending="waits")
     wait_until(lambda: stubs.waiting() == 1)
+    wait_until(lambda: len(stubs.pids()) == 1)
     stubs.define()
     # The stub that waits hears no polite request.
     assert stubs.gateway.request("POST", f"/api/kernels/{kernel.id}/restart")[0] == 200

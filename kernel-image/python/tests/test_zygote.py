@@ -35,7 +35,14 @@ def evaluate(kernel: Kernel, code: str) -> object:
 
 def zygote_pids(gateway: Gateway) -> list[int]:
     children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"cellbox_kernel.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in children if b"cellbox_kernel.zygote" in command_line(pid)]
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since
+        return b""
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -150,7 +157,7 @@ def test_directory_time_zone_and_temporary_directory_are_the_kernels_own(gateway
     assert is_forked(kernel)
     code = "import os, time, tempfile\n[os.getcwd(), time.tzname[0], tempfile.gettempdir(), len(os.environ['BIG'])]"
     assert evaluate(kernel, code) == ["/usr", "JST", str(tmp_path), 100_000]
-    assert kernel.run("_ = os.system('echo $TZ; pwd')").stdout == ["Asia/Tokyo\n/usr\n"]
+    assert "".join(kernel.run("_ = os.system('echo $TZ; pwd')").stdout) == "Asia/Tokyo\n/usr\n"
     kernel.close()
 
 
@@ -230,7 +237,8 @@ def test_kernels_outlive_the_zygote_and_another_one_takes_its_place(own, tmp_pat
     assert not is_forked(meanwhile)
     assert kernel.run("kept").text == "1"
     eventually(lambda: is_forked(gateway.start_kernel()))
-    assert (tmp_path / "log").read_text().count("\n") == 1
+    log = (tmp_path / "log").read_text()
+    assert log.count("has died") == 1 and "Traceback" not in log
     # Nobody knows how it ends now; that it does is noticed all the same.
     os.kill(int(kernel.run("import os; os.getpid()").text), signal.SIGKILL)
     kernel.wait_for_status("restarting")

@@ -88,7 +88,10 @@ def test_a_kernel_ends_when_nobody_waits_for_it_any_more(client, tmp_path):
     fork(client, "--version").wait(DEADLINE_SECONDS)  # after the forgotten one
     children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
     for pid in children:
-        pidfd = os.pidfd_open(int(pid))
+        try:
+            pidfd = os.pidfd_open(int(pid))
+        except ProcessLookupError:  # it has ended since
+            continue
         assert select.select([pidfd], [], [], DEADLINE_SECONDS)[0]
         os.close(pidfd)
 

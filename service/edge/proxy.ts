@@ -5,6 +5,7 @@ import type { Duplex } from 'node:stream';
 import { originForm } from '../../protocol/routing';
 import { AgentConnection } from './agent-connections';
 import { requestHeaders, responseHeaders, trailers, upgradeResponseHead } from './headers';
+import { freeWhenPassedOn } from './passed-on-buffers';
 
 /*
  * Why not a proxy library: the maintained one rewrites paths (`/a/../b`, `//`), joins duplicate headers, drops
@@ -110,6 +111,7 @@ export function exchange(options: Exchange): void {
   }
   outgoing.flushHeaders(); // the sandbox may want to answer before the first byte of a slow body
   req.pipe(outgoing, { end: false });
+  freeWhenPassedOn(req);
   req.on('end', () => {
     if (req.rawTrailers.length > 0 && isChunked(req)) outgoing.addTrailers(trailers(req.rawTrailers));
     outgoing.end();
@@ -210,6 +212,7 @@ function relayResponse(
   }
   res.flushHeaders();
   incoming.pipe(res, { end: false });
+  freeWhenPassedOn(incoming);
   incoming.on('end', () => {
     if (!incoming.complete) return;
     if (chunked && incoming.rawTrailers.length > 0) res.addTrailers(trailers(incoming.rawTrailers));
@@ -242,6 +245,7 @@ function splice(client: Duplex, upstream: Duplex): void {
     [upstream, client],
   ] as const) {
     from.pipe(to);
+    freeWhenPassedOn(from);
     from.on('error', () => {}); // followed by `close`
     from.on('close', () => {
       if (!from.readableEnded || !from.writableFinished) reset(to);

@@ -9,8 +9,9 @@ const { isBuilt } = require('./build.js');
 const { installPackages } = require('./install.js');
 const { runBundle } = require('./run-bundle.js');
 
-// Passing on a large file must not grow the service: V8 looks through what is new each megabyte instead of each sixteen, and
-// gives buffers back at once instead of when a thread of its own gets its turn.
+// Passing on a large file must not grow the service: V8 looks through new objects each megabyte of them instead of each
+// sixteen, and gives buffers back at once instead of when a thread of its own gets its turn. Buffers themselves are not
+// counted in that megabyte: `service/edge/pass-on.ts`.
 v8.setFlagsFromString('--semi-space-growth-factor=1');
 v8.setFlagsFromString('--no-concurrent-array-buffer-sweeping');
 // Long texts on their way through are garbage at once. V8 lets the heap grow to more than three times of what lives there;

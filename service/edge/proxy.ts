@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream';
 import { originForm } from '../../protocol/routing';
 import { AgentConnection } from './agent-connections';
 import { requestHeaders, responseHeaders, trailers, upgradeResponseHead } from './headers';
-import { freeWhenPassedOn } from './passed-on-buffers';
+import { passOn } from './pass-on';
 
 /*
  * Why not a proxy library: the maintained one rewrites paths (`/a/../b`, `//`), joins duplicate headers, drops
@@ -110,8 +110,7 @@ export function exchange(options: Exchange): void {
     return;
   }
   outgoing.flushHeaders(); // the sandbox may want to answer before the first byte of a slow body
-  req.pipe(outgoing, { end: false });
-  freeWhenPassedOn(req);
+  passOn(req, outgoing, { end: false });
   req.on('end', () => {
     if (req.rawTrailers.length > 0 && isChunked(req)) outgoing.addTrailers(trailers(req.rawTrailers));
     outgoing.end();
@@ -211,8 +210,7 @@ function relayResponse(
     return;
   }
   res.flushHeaders();
-  incoming.pipe(res, { end: false });
-  freeWhenPassedOn(incoming);
+  passOn(incoming, res, { end: false });
   incoming.on('end', () => {
     if (!incoming.complete) return;
     if (chunked && incoming.rawTrailers.length > 0) res.addTrailers(trailers(incoming.rawTrailers));
@@ -244,8 +242,7 @@ function splice(client: Duplex, upstream: Duplex): void {
     [client, upstream],
     [upstream, client],
   ] as const) {
-    from.pipe(to);
-    freeWhenPassedOn(from);
+    passOn(from, to);
     from.on('error', () => {}); // followed by `close`
     from.on('close', () => {
       if (!from.readableEnded || !from.writableFinished) reset(to);

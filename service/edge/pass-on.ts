@@ -1,4 +1,4 @@
-import type { Readable } from 'node:stream';
+import type { Readable, Writable } from 'node:stream';
 import v8 from 'node:v8';
 import vm from 'node:vm';
 
@@ -11,8 +11,10 @@ const BYTES_BETWEEN_COLLECTIONS = 8 * 1024 * 1024;
 let collectYoung: (() => void) | undefined;
 let passedOn = 0;
 
-/** Counts what a stream gives to the one that it is piped to, and frees what all such streams have given. Call it after `pipe`. */
-export function freeWhenPassedOn(from: Readable): void {
+/** Pipes, and has what was passed on freed soon. `options` are those of `pipe`. */
+export function passOn(from: Readable, to: Writable, options?: { end?: boolean }): void {
+  from.pipe(to, options);
+  // After `pipe`: a chunk is counted when it has been written.
   from.on('data', (chunk: Buffer) => {
     passedOn += chunk.length;
     if (passedOn < BYTES_BETWEEN_COLLECTIONS) return;
